@@ -1,0 +1,62 @@
+# `make run` and `make test` do all of their own set-up. Variables:
+#   PYTHON=python3.12   the interpreter to build the environment with (3.11 or newer)
+#   VENV=.venv          where the environment lives
+#   TORCH_INDEX=URL     one more package index, e.g. https://download.pytorch.org/whl/cpu for the small CPU build of torch
+PYTHON ?= python3
+VENV ?= .venv
+TORCH_INDEX ?=
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.rftkit-installed
+SITE := $(VENV)/lib/python*/site-packages
+
+.PHONY: help setup run test lab bench pretrain format clean
+
+help:
+	@echo "make run       set up, run every notebook at the tiny tier, write build/html"
+	@echo "make test      set up, check the code, run the tests"
+	@echo "make lab       open the notebooks in JupyterLab"
+	@echo "make bench     time the training loops beside plain TRL"
+	@echo "make pretrain  rebuild the tiny base model from nothing"
+	@echo "make format    put the code in its usual layout"
+	@echo "make clean     remove what was built (the environment in $(VENV) stays)"
+
+run: setup
+	$(BIN)/python -m rftkit run
+
+test: setup
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+lab: setup
+	RFTKIT_HOME="$(CURDIR)/build" $(BIN)/jupyter lab notebooks
+
+bench: setup
+	$(BIN)/python -m rftkit bench
+
+pretrain: setup
+	$(BIN)/python -m rftkit pretrain
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find rftkit tests -name __pycache__ -prune -exec rm -rf {} +
+
+setup: $(STAMP)
+	@if ls -d $(SITE)/torch-*+cpu.dist-info $(SITE)/torchvision-*.dist-info 2>/dev/null | grep -c . | grep -qx 2; then \
+		echo "torchvision is installed in $(VENV) beside the CPU build of torch and breaks it: run $(BIN)/pip uninstall torchvision." >&2; \
+		exit 1; \
+	fi
+
+$(STAMP): requirements.txt pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "rftkit needs Python 3.11 or newer and $(PYTHON) is not: install it, then run make PYTHON=/path/to/python3.11." >&2; \
+		exit 1; \
+	}
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -r requirements.txt
+	$(BIN)/python -m pip install --quiet --no-deps -e .
+	@touch $@

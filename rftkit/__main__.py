@@ -1,0 +1,54 @@
+"""The command line: `python -m rftkit run|bench|pretrain`.
+
+Exit codes: 0 all went well, 1 a notebook failed, 2 bad input (told in one sentence on stderr), 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+
+import rftkit
+from rftkit.config import PRESETS, UserError
+
+OWN_COMMANDS = {"bench": "time our training loops beside plain TRL", "pretrain": "rebuild the bundled tiny base model"}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("python -m rftkit", description=rftkit.__doc__)
+    parser.add_argument("--version", action="version", version=f"rftkit {rftkit.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="run notebooks and write an executed copy and an HTML page of each")
+    run.add_argument("notebooks", nargs="*", help="numbers or names, such as 02; all of them if none is given")
+    run.add_argument("--preset", default="tiny", help=f"one of {', '.join(PRESETS)} (default: tiny)")
+    run.add_argument(
+        "-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="parameters",
+        help="set a parameter of the notebooks; may be repeated",
+    )  # fmt: skip
+    run.add_argument("--out", help="folder for what is made (default: $RFTKIT_HOME, else build)")
+    for name, text in OWN_COMMANDS.items():
+        commands.add_parser(name, help=text)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command and return its exit code. The heavy modules are imported by the command that needs them."""
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        if argv and argv[0] in OWN_COMMANDS:  # these read their own options
+            return importlib.import_module(f"rftkit.{argv[0]}").main(argv[1:])
+        args = build_parser().parse_args(argv)
+        from rftkit.notebooks import run_notebooks
+
+        return run_notebooks(args.notebooks, args.preset, dict(args.parameters), args.out)
+    except UserError as error:
+        print(f"rftkit: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("rftkit: interrupted.", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

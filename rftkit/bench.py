@@ -1,0 +1,140 @@
+"""`python -m rftkit bench`: seconds and memory of an RFT step, the kit beside plain TRL, step by step in turn.
+
+Both trainers start from the same weights and get the same puzzles and the same random numbers, so their rollouts, rewards and
+losses must agree; the table prints by how much they do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from tqdm import tqdm
+from trl import GRPOConfig, GRPOTrainer
+
+from rftkit import recording, rft
+from rftkit.config import Preset, get_preset
+from rftkit.policy import load_policy
+from rftkit.tasks import JIGSAW
+
+
+class PlainTrainer(GRPOTrainer):
+    """TRL's trainer as it comes, but for the seed of its rollouts, which is the kit's, so that both sample the same."""
+
+    def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
+        with torch.random.fork_rng():
+            torch.manual_seed(self.args.seed * 1_000_003 + self._step)
+            return super()._generate_single_turn(*args, **kwargs)
+
+
+@dataclass
+class Side:
+    """One trainer and what was measured of it."""
+
+    name: str
+    trainer: GRPOTrainer
+    batches: Any
+    seconds: list[float] = field(default_factory=list)
+    megabytes: list[float] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+    rewards: list[float] = field(default_factory=list)
+
+
+def make_side(name: str, trainer_class: type[GRPOTrainer], preset: Preset, folder: str, steps: int) -> Side:
+    policy = load_policy(preset)
+    if trainer_class is PlainTrainer:
+        del policy.model.model.get_image_features  # back to the class's own: no reuse of features
+    dataset = recording.lazy_dataset(lambda i: rft.rft_row(JIGSAW.row(0, i, "train")), preset.train_n)
+    args = GRPOConfig(
+        output_dir=folder,
+        beta=preset.rft_beta,
+        **rft.grpo_arguments(preset),
+        **recording.trainer_arguments(preset, preset.rft_lr, steps, 0, steps + 1),
+    )
+    trainer = trainer_class(
+        policy.model, reward_funcs=[rft.hit, rft.exact, rft.template], args=args, train_dataset=dataset,
+        processing_class=policy.processor,
+    )  # fmt: skip
+    trainer.create_optimizer()
+    trainer.current_gradient_accumulation_steps = 1
+    trainer.model.train()
+    return Side(name, trainer, iter(trainer.get_train_dataloader()))
+
+
+def step(side: Side) -> None:
+    """One update: rollouts, rewards, loss, gradient, AdamW."""
+    batch = next(side.batches)
+    _reset_peak()
+    before = _memory()
+    started = time.perf_counter()
+    loss = side.trainer.training_step(side.trainer.model, batch, None)
+    torch.nn.utils.clip_grad_norm_(side.trainer.model.parameters(), 1.0)
+    side.trainer.optimizer.step()
+    side.trainer.optimizer.zero_grad()
+    side.seconds.append(time.perf_counter() - started)
+    side.megabytes.append(_peak() - before)
+    side.losses.append(loss.item())
+    side.rewards.append(side.trainer._metrics["train"]["reward"][-1])
+
+
+def _reset_peak() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: start the high-water mark anew
+
+
+def _status(key: str) -> float:
+    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(key))
+    return int(line.split()[1]) / 1024
+
+
+def _memory() -> float:
+    """Megabytes in use: of the GPU, or resident in this process."""
+    return torch.cuda.memory_allocated() / 2**20 if torch.cuda.is_available() else _status("VmRSS")
+
+
+def _peak() -> float:
+    return torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else _status("VmHWM")
+
+
+def compare(preset: Preset, steps: int = 12, warm_up: int = 2) -> tuple[Side, Side]:
+    """Run both sides in turn for `steps` measured steps."""
+    with TemporaryDirectory() as folder:
+        kit = make_side("rftkit", rft.RFTTrainer, preset, folder, steps + warm_up)
+        plain = make_side("plain TRL", PlainTrainer, preset, folder, steps + warm_up)
+        for i in tqdm(range(steps + warm_up), desc="steps of each", mininterval=5):
+            for side in (kit, plain) if i % 2 else (plain, kit):
+                step(side)
+                if i < warm_up:  # first steps pay for compilation and caches
+                    side.seconds.clear()
+                    side.megabytes.clear()
+    return kit, plain
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m rftkit bench", description=__doc__)
+    parser.add_argument("--preset", default="tiny")
+    parser.add_argument("--steps", type=int, default=12)
+    args = parser.parse_args(argv)
+    preset = get_preset(args.preset)
+    print(f"{preset.rft_prompts} puzzles x {preset.rft_group} rollouts a step, {torch.get_num_threads()} threads")
+    kit, plain = compare(preset, args.steps)
+    print(f"{'':10} {'s a step (median)':>18} {'min':>6} {'max':>6} {'peak MB over idle':>18}")
+    for side in (kit, plain):
+        print(
+            f"{side.name:10} {statistics.median(side.seconds):18.3f} {min(side.seconds):6.3f} {max(side.seconds):6.3f} "
+            f"{max(side.megabytes):18.0f}"
+        )
+    print(f"{statistics.median(plain.seconds) / statistics.median(kit.seconds):.2f} times as fast as plain TRL")
+    print(f"first step: reward {kit.rewards[0]:.4f} and {plain.rewards[0]:.4f}, loss {kit.losses[0]:.6f} and {plain.losses[0]:.6f}")
+    gap = max(abs(a - b) for a, b in zip(kit.rewards, plain.rewards, strict=True))
+    loss_gap = max(abs(a - b) for a, b in zip(kit.losses, plain.losses, strict=True))
+    print(f"largest difference over all steps: reward {gap:.2g}, loss {loss_gap:.2g}")
+    return 0

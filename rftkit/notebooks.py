@@ -1,0 +1,262 @@
+"""Runs the notebooks with papermill, in the interpreter that runs us, and writes an HTML page of each.
+
+Needs the `course` extra (papermill, nbformat, nbconvert, ipykernel); they are imported where they are used.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from rftkit.config import UserError, get_preset
+from rftkit.runs import output_home
+
+Scalar = bool | int | float | str | None
+
+KINDS = {bool: "true or false", int: "a whole number", float: "a number", type(None): "a single value"}
+
+# The tiny tier needs no network: say so to the Hub client, and keep TRL's and the Hub's telemetry quiet.
+OFFLINE = {"CI": "1", "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One notebook, checked and ready to run. `minutes` is the cost its author measured, None if unknown."""
+
+    path: Path
+    parameters: dict[str, Scalar]
+    minutes: float | None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one notebook. `problem` is None if it ran to its end; `minutes` is wall time."""
+
+    name: str
+    minutes: float
+    problem: str | None
+
+
+def notebooks_folder() -> Path:
+    """The `notebooks` folder here, or that of the checkout this package was installed from."""
+    here = Path("notebooks")
+    return here if here.is_dir() else Path(__file__).resolve().parent.parent / "notebooks"
+
+
+def find_notebooks(names: Sequence[str], folder: Path) -> list[Path]:
+    """Paths of the notebooks called `names` (2, 02, 02_sft_vs_rft or sft_vs_rft), or of all. Raises UserError."""
+    found = {path.stem: path for path in sorted(folder.glob("[0-9][0-9]_*.ipynb"))}
+    if not found:
+        raise UserError(f"There are no notebooks in {folder}: run this from the top of a checkout of rftkit.")
+    chosen: dict[str, Path] = {}
+    for name in names:
+        wanted = Path(name).stem
+        stem = next((s for s in found if wanted in (s, s[3:]) or wanted.zfill(2) == s[:2]), None)
+        if stem is None:
+            raise UserError(f"There is no notebook {name!r}: choose from {', '.join(found)}.")
+        chosen[stem] = found[stem]
+    return list((chosen or found).values())
+
+
+def read_notebook(path: Path) -> Any:
+    """The notebook at `path` as an nbformat node. Raises UserError if it cannot be read."""
+    import nbformat
+
+    try:
+        return nbformat.read(path, as_version=4)
+    except (OSError, ValueError, nbformat.ValidationError) as error:
+        raise UserError(f"{path} cannot be read as a notebook: {_first_line(str(error))}.") from error
+
+
+def declared_parameters(notebook: Any, name: str) -> dict[str, Scalar]:
+    """Names and default values in the one cell tagged `parameters`: plain assignments of scalars. Raises UserError."""
+    cells = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
+    if len(cells) != 1:
+        # papermill itself only warns, and then puts the parameters where the notebook overwrites them
+        raise UserError(f"{name} has {len(cells)} cells tagged 'parameters': tag exactly one.")
+    try:
+        return dict(_assignment(statement) for statement in ast.parse(cells[0].source).body)
+    except (SyntaxError, ValueError) as error:
+        raise UserError(f"The parameters cell of {name} may only set names to single values: {error}.") from error
+
+
+def _assignment(statement: ast.stmt) -> tuple[str, Scalar]:
+    match statement:
+        case (
+            ast.Assign(targets=[ast.Name(id=name)], value=node)
+            | ast.AnnAssign(target=ast.Name(id=name), value=ast.expr() as node)
+        ):
+            value = ast.literal_eval(node)  # literals only: nothing is run
+            if value is None or isinstance(value, bool | int | float | str):
+                return name, value
+    raise ValueError(f"line {statement.lineno} does something else")
+
+
+def convert(name: str, text: str, default: Scalar) -> Scalar:
+    """Read `text` as a value of the type of `default` (any scalar if that is None). Raises UserError."""
+    if isinstance(default, str):
+        return text
+    try:
+        value = ast.literal_eval(text.capitalize() if text in ("true", "false") else text)
+    except (ValueError, SyntaxError):
+        value = text
+    if isinstance(default, float) and type(value) is int:
+        value = float(value)
+    if default is None and (value is None or isinstance(value, bool | int | float | str)):
+        return value
+    if type(value) is not type(default):
+        raise UserError(f"{name} = {text} does not fit: give {KINDS[type(default)]}, such as {default!r}.")
+    return value
+
+
+def make_plan(path: Path, preset: str, given: dict[str, str]) -> Plan:
+    """Read one notebook and check the parameters `given` as text against those it declares. Raises UserError."""
+    notebook = read_notebook(path)
+    declared = declared_parameters(notebook, path.name)
+    parameters: dict[str, Scalar] = {}
+    for key, text in {"preset": preset, **given}.items():
+        if key not in declared:
+            raise UserError(f"{path.stem} has no parameter {key!r}: it takes {', '.join(declared) or 'none'}.")
+        parameters[key] = convert(key, text, declared[key])
+    minutes = notebook.metadata.get("rftkit", {}).get("minutes", {}).get(preset)
+    return Plan(path, parameters, minutes)
+
+
+@contextlib.contextmanager
+def kernel_environment(preset: str, home: Path) -> Iterator[None]:
+    """Set what the kernels inherit, and put it back afterwards.
+
+    A kernelspec named python3 that starts *this* interpreter goes into a temporary folder at the head of Jupyter's
+    search path: one that the user registered elsewhere cannot take its place, and nothing is registered globally.
+    """
+    from ipykernel.kernelspec import write_kernel_spec
+
+    package_parent = str(Path(__file__).resolve().parent.parent)  # the kernel imports the same rftkit as we do
+    with tempfile.TemporaryDirectory(prefix="rftkit-kernel-") as folder:
+        # its warning that a local TCP port is not encrypted would only frighten
+        write_kernel_spec(Path(folder) / "kernels" / "python3", extra_arguments=["--log-level=ERROR"])
+        values = {"RFTKIT_HOME": str(home)}
+        for key, first in (("JUPYTER_PATH", folder), ("PYTHONPATH", package_parent)):
+            values[key] = os.pathsep.join(filter(None, (first, os.environ.get(key))))
+        if preset == "tiny":
+            values |= {key: os.environ.get(key, value) for key, value in OFFLINE.items()}
+        before = {key: os.environ.get(key) for key in values}
+        os.environ.update(values)
+        try:
+            yield
+        finally:
+            for key, old in before.items():
+                if old is None:
+                    del os.environ[key]
+                else:
+                    os.environ[key] = old
+
+
+def execute(plan: Plan, home: Path) -> Outcome:
+    """Run one notebook into home/notebooks, as far as it goes, and on success write home/html."""
+    import papermill
+    from papermill.exceptions import PapermillExecutionError
+
+    target = home / "notebooks" / plan.path.name
+    start = time.perf_counter()
+    problem = None
+    try:
+        executed = papermill.execute_notebook(
+            plan.path, target, plan.parameters, kernel_name="python3", language="python", start_timeout=180,
+            cwd=plan.path.parent, progress_bar={"desc": plan.path.stem},
+        )  # fmt: skip
+        write_html(executed, home / "html" / f"{plan.path.stem}.html", plan.path.parent)
+    except PapermillExecutionError as error:
+        where = f"cell {_source_cell(plan.path, error.cell_index)}"
+        problem = f"{where} raised {error.ename}: {_first_line(error.evalue)}"
+    except RuntimeError as error:  # nbclient: the kernel died or did not start
+        problem = f"the kernel stopped, perhaps out of memory: {_first_line(str(error))}"
+    except OSError as error:
+        problem = f"the result could not be written: {error}"
+    return Outcome(plan.path.stem, (time.perf_counter() - start) / 60, problem)
+
+
+def _source_cell(path: Path, executed_index: int) -> int:
+    """Number (from 1) in the source notebook of the cell at `executed_index` (from 0) in the executed one.
+
+    papermill inserts one cell, right after the cell tagged `parameters`.
+    """
+    tagged = [i for i, cell in enumerate(read_notebook(path).cells) if "parameters" in cell.metadata.get("tags", [])]
+    return executed_index + 1 - (executed_index > tagged[0])
+
+
+def write_html(notebook: Any, path: Path, folder: Path) -> None:
+    """Write one self-contained page; images that the notebook names relative to `folder` are embedded."""
+    from nbconvert import HTMLExporter
+
+    exporter = HTMLExporter(embed_images=True, require_js_url="")  # no figure of ours needs require.js
+    page, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": _title(notebook), "path": str(folder)}})
+    path.write_text(page.replace('<script src=""></script>', ""), encoding="utf-8")
+
+
+def _title(notebook: Any) -> str:
+    lines = [line for cell in notebook.cells if cell.cell_type == "markdown" for line in cell.source.splitlines()]
+    return next((line[2:].strip() for line in lines if line.startswith("# ")), "rftkit")
+
+
+def _first_line(text: str) -> str:
+    return next((line.strip() for line in text.splitlines() if line.strip()), "no message")
+
+
+def run_notebooks(names: Sequence[str], preset: str, given: dict[str, str], out: str | None = None) -> int:
+    """Check everything, say what it will cost, run, and report. Returns 0 if every notebook ran to its end, else 1.
+
+    `given` maps parameter names to their values as text. Raises UserError before anything runs.
+    """
+    given = dict(given)
+    preset = given.pop("preset", preset)
+    get_preset(preset)
+    _check_tools()
+    plans = [make_plan(path, preset, given) for path in find_notebooks(names, notebooks_folder())]
+    home = (Path(out) if out else output_home()).resolve()
+    _make_folders(home)
+    print("\n".join(_cost(plan, preset) for plan in plans), flush=True)
+    outcomes = []
+    with kernel_environment(preset, home):
+        for plan in plans:
+            outcomes.append(execute(plan, home))
+            if outcomes[-1].problem:
+                print(f"{plan.path.stem} failed: {outcomes[-1].problem}", flush=True)
+                print(f"As far as it went: {home / 'notebooks' / plan.path.name}", flush=True)
+    print(_table(outcomes))
+    print(f"Pages: {home / 'html'}")
+    return int(any(outcome.problem for outcome in outcomes))
+
+
+def _check_tools() -> None:
+    missing = [name for name in ("papermill", "nbformat", "nbconvert", "ipykernel") if find_spec(name) is None]
+    if missing:
+        raise UserError(f"Running notebooks needs {', '.join(missing)}: pip install 'rftkit[course]'.")
+
+
+def _make_folders(home: Path) -> None:
+    try:
+        for part in ("notebooks", "html"):
+            (home / part).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{home} cannot be written ({error.strerror}): name another folder with --out.") from error
+
+
+def _cost(plan: Plan, preset: str) -> str:
+    cost = "cost not measured" if plan.minutes is None else f"about {plan.minutes:g} min"
+    return f"{plan.path.stem}: {cost} at the {preset} tier"
+
+
+def _table(outcomes: Sequence[Outcome]) -> str:
+    width = max(len("notebook"), *(len(outcome.name) for outcome in outcomes))
+    rows = [f"{'notebook':{width}}  minutes  result"]
+    rows += [f"{o.name:{width}}  {o.minutes:7.1f}  {'failed' if o.problem else 'ok'}" for o in outcomes]
+    return "\n".join(rows)

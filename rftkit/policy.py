@@ -1,0 +1,234 @@
+"""One call loads model and processor for a preset; generation, snapshots and the reuse of image features work on what it returns."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import BitsAndBytesConfig, ProcessorMixin, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from rftkit.config import BUNDLED, BUNDLED_DIR, Preset, UserError
+from rftkit.tasks import Row, messages
+
+HASHES = "sha256.json"  # beside the weights: the digest of every file of the folder
+# the language model's projections and nothing of the vision tower, whose MLPs bear the same names
+LORA_TARGETS = r".*language_model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"
+
+
+class ImageTextProcessor(Qwen2_5_VLProcessor):
+    """Qwen2.5-VL's processor without its video part: the stock one cannot be built where torchvision is absent.
+
+    The attributes of a processor are read off this signature, so leaving the video processor out is all it takes.
+    """
+
+    def __init__(
+        self, image_processor: Any = None, tokenizer: Any = None, chat_template: str | None = None, **kwargs: Any
+    ):
+        self.image_token, self.video_token = "<|image_pad|>", "<|video_pad|>"
+        self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
+        self.video_token_id = tokenizer.convert_tokens_to_ids(self.video_token)
+        ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
+
+
+@dataclass
+class Policy:
+    """A model with its processor and the preset it was loaded for."""
+
+    model: Any  # Qwen2_5_VLForConditionalGeneration, or peft's wrapper of it
+    processor: ImageTextProcessor
+    preset: Preset
+
+
+def load_policy(preset: Preset) -> Policy:
+    """Load model and processor of a preset: the bundled base, a folder, or a Hub id.
+
+    The bundled weights are checked against their SHA-256. Raises UserError for missing, truncated or altered files.
+    """
+    folder = str(BUNDLED_DIR) if preset.model == BUNDLED else preset.model
+    if preset.model == BUNDLED:
+        check_hashes(BUNDLED_DIR)
+    kwargs: dict[str, Any] = {"revision": preset.revision} if preset.revision else {}
+    processor = ImageTextProcessor.from_pretrained(folder, **kwargs)
+    processor.tokenizer.padding_side = "left"  # generation appends on the right
+    processor.image_processor.size = {"shortest_edge": 56 * 56, "longest_edge": preset.max_pixels}
+    dtype = compute_dtype(preset)
+    if preset.quantize == "nf4":
+        kwargs["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype,
+            # transformers 5 matches from the start of the module's name: "visual" alone would quantise the tower
+            llm_int8_skip_modules=["model.visual", "lm_head"],
+        )  # fmt: skip
+        kwargs["device_map"] = {"": preset.device}
+    try:
+        model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=dtype, **kwargs)
+    except (SafetensorError, OSError) as error:
+        raise UserError(
+            f"The model in {folder} cannot be read ({error}): download it again or name another."
+        ) from error
+    if preset.quantize == "none":
+        model.to(preset.device)
+    freeze_vision(model, preset.freeze_vision)
+    reuse_features(model)
+    return Policy(model, processor, preset)
+
+
+def compute_dtype(preset: Preset) -> torch.dtype:
+    """bfloat16 from compute capability 8.0 on, float16 on a T4 (which only emulates bfloat16), as named otherwise."""
+    if preset.dtype != "auto":
+        return getattr(torch, preset.dtype)
+    if preset.device == "cpu":
+        return torch.float32
+    if not torch.cuda.is_available():
+        raise UserError("This preset needs a CUDA GPU and none was found: use the preset 'tiny', or another machine.")
+    return torch.bfloat16 if torch.cuda.get_device_capability()[0] >= 8 else torch.float16
+
+
+def freeze_vision(model: Any, frozen: bool = True) -> None:
+    """The tower never trains unless asked to; quantised weights have no gradient to switch on."""
+    for parameter in model.model.visual.parameters():
+        if parameter.is_floating_point():
+            parameter.requires_grad_(not frozen)
+
+
+# --- the bundled folder ---------------------------------------------------------------------------------------------------
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def write_hashes(folder: Path) -> None:
+    files = sorted(p for p in folder.iterdir() if p.name not in (HASHES, "README.md"))
+    (folder / HASHES).write_text(json.dumps({p.name: digest(p) for p in files}, indent=1) + "\n")
+
+
+def check_hashes(folder: Path) -> None:
+    """Compare each file of the folder with its recorded SHA-256. Raises UserError naming the first that differs."""
+    remedy = "reinstall rftkit, or rebuild the base with `python -m rftkit pretrain`"
+    listing = folder / HASHES
+    if not listing.exists():
+        raise UserError(f"The bundled model is not there ({listing} is missing): {remedy}.")
+    for name, expected in json.loads(listing.read_text()).items():
+        path = folder / name
+        if not path.exists():
+            raise UserError(f"The bundled model is not whole ({name} is missing): {remedy}.")
+        if digest(path) != expected:
+            raise UserError(f"The bundled model is damaged ({name} does not match its SHA-256): {remedy}.")
+
+
+# --- snapshots ------------------------------------------------------------------------------------------------------------
+
+
+def snapshot(policy: Policy) -> dict[str, torch.Tensor]:
+    """A copy of the weights, to be put back with `restore`.
+
+    Never `copy.deepcopy` a model that a TRL trainer has held: TRL rebinds `model.forward` to the original object, so the copy
+    would go on computing with the original's weights.
+    """
+    return {k: v.detach().clone() for k, v in policy.model.state_dict().items()}
+
+
+def restore(policy: Policy, weights: dict[str, torch.Tensor]) -> None:
+    policy.model.load_state_dict(weights)
+
+
+# --- image features, once per distinct image ----------------------------------------------------------------------------------
+
+
+def reuse_features(model: Any, keep: int = 512) -> None:
+    """Let the frozen vision tower see each distinct image once, however often it is asked about.
+
+    A GRPO step asks about one image 2 G times: G rollouts, in generation and in the loss. Here the tower's output is kept by the
+    content of the pixels, for the `keep` images used last. While any parameter of the tower wants a gradient, nothing is kept
+    and nothing reused, and whatever was kept is dropped, so that features never outlive the weights that made them.
+    """
+    inner = model.model
+    plain = type(inner).get_image_features.__get__(inner)
+    kept: OrderedDict[bytes, torch.Tensor] = OrderedDict()
+
+    def get_image_features(
+        pixel_values: torch.Tensor, image_grid_thw: torch.Tensor | None = None, **kwargs: Any
+    ) -> Any:
+        if image_grid_thw is None or any(p.requires_grad for p in inner.visual.parameters()):
+            kept.clear()
+            return plain(pixel_values, image_grid_thw, **kwargs)
+        patches = pixel_values.split(image_grid_thw.prod(-1).tolist())
+        keys = [_content(p, g) for p, g in zip(patches, image_grid_thw, strict=True)]
+        new = {key: i for i, key in enumerate(keys) if key not in kept}
+        if new:
+            index = list(new.values())
+            with torch.no_grad():
+                seen = plain(torch.cat([patches[i] for i in index]), image_grid_thw[index], **kwargs).pooler_output
+            kept.update(zip(new, seen, strict=True))
+        features = tuple(kept[key] for key in keys)
+        for key in keys:
+            kept.move_to_end(key)
+        while len(kept) > keep:
+            kept.popitem(last=False)
+        return BaseModelOutputWithPooling(pooler_output=features)
+
+    inner.get_image_features = get_image_features
+    inner.forget_features = kept.clear
+
+
+def _content(patches: torch.Tensor, grid: torch.Tensor) -> bytes:
+    """A digest of one image's pixels and grid (bfloat16 has no numpy type: its bits are read as int16)."""
+    bits = patches.detach().contiguous().view(torch.int16 if patches.element_size() == 2 else torch.int32).cpu().numpy()
+    return hashlib.blake2b(bits.tobytes() + bytes(str(grid.tolist()), "ascii"), digest_size=16).digest()
+
+
+# --- generation -----------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def generate(
+    policy: Policy,
+    rows: list[Row],
+    max_new_tokens: int | None = None,
+    temperature: float = 0.0,
+    seed: int = 0,
+    batch_size: int | None = None,
+) -> list[str]:
+    """The policy's answer to each row: greedy at temperature 0, sampled from a generator of its own otherwise.
+
+    Rows with and without images are batched apart (transformers cannot mix them). Image tokens are never sampled: one in a
+    completion would break the next forward pass.
+    """
+    model, tokenizer = policy.model, policy.processor.tokenizer
+    was_training = model.training
+    model.eval()
+    answers: list[str] = [""] * len(rows)
+    never = tokenizer.convert_tokens_to_ids(["<|image_pad|>", "<|video_pad|>"])
+    with torch.random.fork_rng(devices=[] if model.device.type == "cpu" else None):
+        torch.manual_seed(seed)
+        for with_image in (True, False):
+            index = [i for i, row in enumerate(rows) if (row.image is not None) == with_image]
+            for start in range(0, len(index), batch_size or policy.preset.eval_batch):
+                part = index[start : start + (batch_size or policy.preset.eval_batch)]
+                inputs = encode(policy, [rows[i] for i in part])
+                out = model.generate(
+                    **inputs, max_new_tokens=max_new_tokens or policy.preset.max_completion, suppress_tokens=never,
+                    do_sample=temperature > 0, temperature=temperature if temperature > 0 else None, top_k=0 if temperature > 0 else None,
+                )  # fmt: skip
+                texts = tokenizer.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+                for i, text in zip(part, texts, strict=True):
+                    answers[i] = text
+    model.train(was_training)
+    return answers
+
+
+def encode(policy: Policy, rows: list[Row]) -> dict[str, torch.Tensor]:
+    """Rows as model inputs, left-padded; all of them with an image, or none."""
+    inputs = policy.processor.apply_chat_template(
+        [messages(row) for row in rows], add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt", padding=True
+    )  # fmt: skip
+    if rows[0].image is None:
+        inputs.pop("mm_token_type_ids", None)
+    return {k: v.to(policy.model.device) for k, v in inputs.items()}

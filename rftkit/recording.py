@@ -1,0 +1,203 @@
+"""Watches a training run: evaluates at chosen updates, writes the record, finds the checkpoint an interrupted run resumes from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import PrinterCallback, TrainerCallback
+
+from rftkit import evals, jigsaw, policy, runs
+from rftkit.config import Preset
+from rftkit.tasks import JIGSAW, PROBES, Row
+
+EVAL_SEED = 9_000  # held-out rows are the same for every run, so that arms are compared on the same questions
+
+
+def held_out(preset: Preset, split: str = "test") -> dict[str, list[Row]]:
+    """The new task's and the probes' evaluation rows."""
+    return {t.name: t.rows(EVAL_SEED, preset.eval_n, split) for t in (JIGSAW, *PROBES.values())}
+
+
+def evaluate_all(model: policy.Policy, held: dict[str, list[Row]]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Greedy accuracy on the new task (exact, and per tile) and on every probe, as one metrics row; and three replies."""
+    texts = policy.generate(model, held["jigsaw"])
+    samples = [
+        {"prompt": r.prompt, "completion": t, "reward": _reward(t, r)}
+        for t, r in zip(texts[:3], held["jigsaw"], strict=False)
+    ]
+    parsed = [jigsaw.parse(t, r.data["rows"], r.data["cols"]) for t, r in zip(texts, held["jigsaw"], strict=True)]
+    hits = [jigsaw.hit_fraction(p, r.data["answer"]) for p, r in zip(parsed, held["jigsaw"], strict=True)]
+    counts = {
+        name: evals.evaluate(lambda rows: policy.generate(model, rows), task, held[name])
+        for name, task in PROBES.items()
+    }
+    row = {
+        "kind": "eval",
+        "new_exact": sum(h == 1 for h in hits) / len(hits),
+        "new_hit": sum(hits) / len(hits),
+        "new_unparseable": sum(p.status != "ok" for p in parsed) / len(parsed),
+        "new_n": len(hits),
+        "prior": {name: asdict(count) for name, count in counts.items()},
+        "prior_mean": evals.prior_mean(counts),
+    }
+    return row, samples
+
+
+def _reward(text: str, row: Row) -> float:
+    return float(jigsaw.reward_p1(text, row.data["answer"], row.data["rows"], row.data["cols"]).total)
+
+
+class Recorder(TrainerCallback):
+    """Evaluates before the first update and at every step of `eval_steps`; saves the record after each, atomically.
+
+    A run that reached `stop_at` exact accuracy on the new task ends there: what comes after is not the matched comparison.
+    """
+
+    def __init__(
+        self,
+        record: runs.RunRecord,
+        folder: Path,
+        model: policy.Policy,
+        eval_steps: set[int],
+        stop_at: float | None = None,
+    ):
+        self.record, self.folder, self.model, self.eval_steps, self.stop_at = record, folder, model, eval_steps, stop_at
+        self.held = held_out(model.preset)
+        self.examples_per_step = 0
+        self.tokens = 0
+        self.started = time.monotonic()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        kept = runs.truncate_after(self.record, state.global_step)
+        self.record.metrics, self.record.samples = kept.metrics, kept.samples
+        done = [m["seconds"] for m in self.record.metrics if "seconds" in m]
+        self.started = time.monotonic() - (done[-1] if done else 0.0)
+        if state.global_step == 0:
+            self._evaluate(0, state, control)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step in self.eval_steps:
+            self._evaluate(state.global_step, state, control)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+        wanted = ("loss", "reward", "rewards/hit/mean", "rewards/exact/mean", "rewards/template/mean", "entropy", "kl", "grad_norm",
+                  "completions/mean_length", "frac_reward_zero_std", "step_time")  # fmt: skip
+        row = {k.replace("/", "_"): v for k, v in (logs or {}).items() if k in wanted}
+        if row:
+            self.record.metrics.append({"kind": "train", "step": state.global_step, **row})
+
+    def _evaluate(self, step: int, state: Any, control: Any) -> None:
+        paused = time.monotonic()
+        row, samples = evaluate_all(self.model, self.held)
+        seconds = paused - self.started
+        self.started += time.monotonic() - paused  # `seconds` is training time: evaluations do not count
+        row |= {
+            "step": step,
+            "seconds": seconds,
+            "examples": step * self.examples_per_step,
+            "tokens": int(state.num_input_tokens_seen),
+        }
+        self.record.metrics.append(row)
+        self.record.samples += [{"step": step, **sample} for sample in samples]
+        runs.save_record(self.record, self.folder / "record.json")
+        print(
+            f"{self.record.name}: update {step}, exact {row['new_exact']:.2f}, per tile {row['new_hit']:.2f}, "
+            f"prior {row['prior_mean']:.3f}, {seconds:.0f} s",
+            flush=True,
+        )
+        if self.stop_at is not None and row["new_exact"] >= self.stop_at:
+            control.should_training_stop = True
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """The newest complete checkpoint: its trainer_state.json, written last, can be read. A half-written one is passed over."""
+    for path in sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]), reverse=True):
+        try:
+            json.loads((path / "trainer_state.json").read_text())
+        except (OSError, ValueError):
+            continue
+        return str(path)
+    return None
+
+
+def lazy_dataset(make: Callable[[int], dict[str, Any]], n: int) -> Dataset:
+    """A dataset whose row `i` is `make(i)`, drawn when it is asked for: nothing is encoded, nothing written to disk."""
+    make = lru_cache(maxsize=1024)(make)  # GRPO asks for a row G times in a row
+
+    def transform(batch: dict[str, list[int]]) -> dict[str, list[Any]]:
+        rows = [make(i) for i in batch["index"]]
+        return {key: [row[key] for row in rows] for key in rows[0]}
+
+    return Dataset.from_dict({"index": list(range(n))}).with_transform(transform)
+
+
+def messages_only(row: Row) -> list[dict[str, Any]]:
+    """The prompt in TRL's form: plain text, since the image travels in a column of its own and TRL puts it first."""
+    return [{"role": "user", "content": row.prompt}]
+
+
+def trainer_arguments(preset: Preset, lr: float, steps: int, seed: int, save_every: int) -> dict[str, Any]:
+    """What every arm has in common, as arguments of a transformers Trainer."""
+    return {
+        "learning_rate": lr,
+        "max_steps": steps,
+        "lr_scheduler_type": "constant_with_warmup",
+        "warmup_steps": min(10, steps),
+        "seed": seed,
+        "bf16": preset.device == "cuda" and policy.compute_dtype(preset) == torch.bfloat16,
+        "use_cpu": preset.device == "cpu",
+        "gradient_checkpointing": False,
+        "optim": "adamw_torch",
+        "max_grad_norm": 1.0,
+        "logging_steps": 1,
+        "save_strategy": "steps",
+        "save_steps": save_every,
+        "save_total_limit": 2,
+        "remove_unused_columns": False,
+        "dataloader_num_workers": 0,
+        "report_to": [],
+        "disable_tqdm": True,
+        "log_level": "error",
+    }
+
+
+def run(
+    model: policy.Policy,
+    name: str,
+    seed: int,
+    config: dict[str, Any],
+    build: Callable[[Path, Recorder], Any],
+    eval_steps: set[int],
+    stop_at: float | None = None,
+    home: Path | None = None,
+) -> runs.RunRecord:
+    """Read the finished run, or resume or start it. The settings are part of the folder's name: a changed setting is another run."""
+    settings = {**config, "eval_steps": sorted(eval_steps), "preset": {**asdict(model.preset)}}
+    tag = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+    folder = runs.run_dir(home or runs.output_home(), f"{name}-s{seed}-{tag}")
+    path = folder / "record.json"
+    record = runs.load_record(path) if path.exists() else None
+    if record is None:
+        record = runs.RunRecord(
+            name=name, method=name, preset=model.preset.name, seed=seed, config=settings, versions=runs.versions()
+        )
+    elif record.status == "done":
+        return record
+    record.status = "running"
+    recorder = Recorder(record, folder, model, eval_steps, stop_at)
+    trainer = build(folder, recorder)
+    model.model = trainer.model  # with peft's wrapper, if the arm has one
+    trainer.pop_callback(PrinterCallback)
+    trainer.train(resume_from_checkpoint=last_checkpoint(folder))
+    record.status = "done"
+    runs.save_record(record, path)
+    return record

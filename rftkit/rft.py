@@ -1,0 +1,252 @@
+"""Reinforcement fine-tuning: TRL's GRPOTrainer with the jigsaw's reward, and with each prompt read once instead of G times.
+
+All of GRPO (sampling schedule, advantages, clipped loss, KL, reference model) is TRL's. What is added here only avoids repeated
+work: the G rollouts of a group share their prompt, so the prompt is processed once a group, in generation and in the loss, and
+its keys and values are handed to the G continuations. The gradient flows back through the shared prompt, so nothing is
+approximated; `tests/test_rft.py` holds losses and gradients against plain TRL's.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+from trl import GRPOConfig, GRPOTrainer
+from trl.models.utils import unwrap_model_for_generation
+
+from rftkit import jigsaw, recording, runs
+from rftkit.config import Preset
+from rftkit.policy import Policy, load_policy
+from rftkit.sft import lora_config
+from rftkit.tasks import JIGSAW, Row
+
+
+# --- rewards: 2506.23508's three parts, as three functions, so that TRL logs each -------------------------------------------
+
+
+def _scored(completions: list[Any], answer: list[Any], rows: list[int], cols: list[int]) -> list[jigsaw.Reward]:
+    texts = [c[0]["content"] for c in completions]
+    return [jigsaw.reward_p1(t, a, r, c) for t, a, r, c in zip(texts, answer, rows, cols, strict=True)]
+
+
+def hit(completions: list[Any], answer: list[Any], rows: list[int], cols: list[int], **_: Any) -> list[float]:
+    """Share of tiles placed right."""
+    return [float(s.hit) for s in _scored(completions, answer, rows, cols)]
+
+
+def exact(completions: list[Any], answer: list[Any], rows: list[int], cols: list[int], **_: Any) -> list[float]:
+    """1 for a whole puzzle solved."""
+    return [float(s.exact) for s in _scored(completions, answer, rows, cols)]
+
+
+def template(completions: list[Any], answer: list[Any], rows: list[int], cols: list[int], **_: Any) -> list[float]:
+    """1 for <think>..</think><answer>..</answer> with a permutation in it."""
+    return [float(s.fmt) for s in _scored(completions, answer, rows, cols)]
+
+
+def rft_row(row: Row) -> dict[str, Any]:
+    return {"prompt": recording.messages_only(row), "image": row.image, **row.data}
+
+
+# --- the trainer -----------------------------------------------------------------------------------------------------------
+
+
+class RFTTrainer(GRPOTrainer):
+    """GRPOTrainer that reads a group's prompt once. Falls back to plain TRL where that cannot be done (vLLM, several processes,
+    gradient checkpointing, which has no cache to share)."""
+
+    _group: torch.Tensor | None = None  # (B,) which rows have the same prompt and image
+
+    @property
+    def _shares_prompts(self) -> bool:
+        return not (
+            self.use_vllm or self.args.gradient_checkpointing or self.accelerator.num_processes > 1 or self.tools
+        )
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        size = self.num_generations if self.model.training else self.num_generations_eval
+        self._group = torch.arange(len(inputs), device=self.accelerator.device) // size
+        output = super()._generate_and_score_completions(inputs)
+        output["prompt_group"] = self._group  # survives TRL's shuffle and split, as any batch-first tensor does
+        return output
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+        self._group = inputs["prompt_group"]
+        return super()._compute_loss(model, inputs)
+
+    def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[list[int]], list[Any] | None, dict[str, Any]]:
+        """One tokenization a group. The multimodal fields stay one a group: they feed `_generate_single_turn` alone."""
+        if not self._shares_prompts:
+            return super()._tokenize_prompts(prompts)
+        size = self.num_generations if self.model.training else self.num_generations_eval
+        ids, images, fields = super()._tokenize_prompts(prompts[::size])
+        repeat = [i // size for i in range(len(prompts))]
+        return [ids[i] for i in repeat], images and [images[i] for i in repeat], fields
+
+    def _generate_single_turn(
+        self, prompt_ids: Any, images: Any, fields: dict[str, Any], num_generations: int, **kwargs: Any
+    ) -> Any:
+        """Process each distinct prompt but for its last token, hand its keys and values to the group, and let TRL's `generate` go on.
+
+        The generator is seeded by (seed, update), so that a resumed run draws the rollouts that an uninterrupted one would.
+        """
+        if not self._shares_prompts:
+            return super()._generate_single_turn(prompt_ids, images, fields, num_generations, **kwargs)
+        with torch.random.fork_rng(devices=[] if self.accelerator.device.type == "cpu" else None):
+            torch.manual_seed(self.args.seed * 1_000_003 + self._step)
+            return self._generate_shared(prompt_ids, fields, num_generations)
+
+    def _generate_shared(
+        self, prompt_ids: list[list[int]], fields: dict[str, Any], size: int
+    ) -> tuple[list[list[int]], None]:
+        device, pad, eos = self.accelerator.device, self._tokenizer.pad_token_id, torch.tensor(self.eos_token_ids)
+        width = max(map(len, prompt_ids))
+        ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompt_ids], device=device)
+        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompt_ids], device=device)
+        vision = {k: v.to(device) for k, v in fields.items() if isinstance(v, torch.Tensor)}
+        if types := fields.get("mm_token_type_ids"):
+            vision["mm_token_type_ids"] = torch.tensor([[0] * (width - len(t)) + list(t) for t in types], device=device)
+        every = torch.arange(len(prompt_ids), device=device) // size
+        first = torch.arange(0, len(prompt_ids), size, device=device)
+        with (
+            torch.no_grad(),
+            unwrap_model_for_generation(
+                self.model_wrapped, self.accelerator, generation_kwargs=self.generation_kwargs
+            ) as model,
+        ):
+            cache, deltas = _read_prompts(model, ids[first], mask[first], vision)
+            cache.batch_select_indices(every)
+            _backbone(model).rope_deltas = deltas[every]
+            out = model.generate(
+                input_ids=ids, attention_mask=mask, past_key_values=cache, generation_config=self.generation_config
+            )
+        completions = []
+        for row in out[:, width:].cpu():
+            ends = torch.isin(row, eos).nonzero()
+            completions.append(row[: int(ends[0]) + 1 if len(ends) else len(row)].tolist())
+        return completions, None
+
+    def _get_per_token_logps_and_entropies(
+        self, model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, logits_to_keep: int,
+        batch_size: int | None = None, compute_entropy: bool = False, compute_aux_loss: bool = False, **fields: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:  # fmt: skip
+        """Log-probabilities (B, T) of the completions and, if asked for, entropies (B, T), one pass over each distinct prompt."""
+        if not self._shares_prompts or self._group is None or len(self._group) != len(input_ids) or compute_aux_loss:
+            return super()._get_per_token_logps_and_entropies(
+                model,
+                input_ids,
+                attention_mask,
+                logits_to_keep,
+                batch_size,
+                compute_entropy,
+                compute_aux_loss,
+                **fields,
+            )
+        prompt = input_ids.shape[1] - logits_to_keep
+        _, group = self._group.unique(return_inverse=True)
+        first = torch.stack([(group == g).nonzero()[0, 0] for g in range(int(group.max()) + 1)])
+        vision = _vision_of(first, fields, prompt)
+        cache, deltas = _read_prompts(model, input_ids[first, :prompt], attention_mask[first, :prompt], vision)
+        cache.batch_select_indices(group)
+        position = attention_mask.cumsum(-1)[:, prompt - 1 :] - 1 + deltas[group]
+        labels = input_ids[:, prompt - 1 :].masked_fill(attention_mask[:, prompt - 1 :] == 0, -100)
+        with self.accelerator.autocast():
+            out = model(
+                input_ids=input_ids[:, prompt - 1 :], attention_mask=attention_mask, past_key_values=cache,
+                position_ids=position.clamp(min=0).expand(3, -1, -1), labels=labels, fused_lm_head=True,
+            )  # fmt: skip
+        return out.log_probs[:, -logits_to_keep:], out.entropy[:, -logits_to_keep:] if compute_entropy else None, None
+
+
+def _backbone(model: Any) -> Any:
+    """The Qwen2_5_VLModel inside, below peft's wrapper if there is one."""
+    return (model.get_base_model() if hasattr(model, "get_base_model") else model).model
+
+
+def _read_prompts(
+    model: Any, ids: torch.Tensor, mask: torch.Tensor, vision: dict[str, Any]
+) -> tuple[DynamicCache, torch.Tensor]:
+    """Keys and values of the prompts (n, P) but for their last token, and their rotary offsets (n, 1)."""
+    vision = {k: v[:, :-1] if k == "mm_token_type_ids" else v for k, v in vision.items()}
+    inputs = {"input_ids": ids[:, :-1], "attention_mask": mask[:, :-1], **vision}
+    cache = DynamicCache(config=model.config.get_text_config())
+    model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    deltas = _backbone(model).rope_deltas if "image_grid_thw" in vision else ids.new_zeros(len(ids), 1)
+    return cache, deltas
+
+
+def _vision_of(first: torch.Tensor, fields: dict[str, Any], prompt: int) -> dict[str, Any]:
+    """The image fields of the rows `first`, out of those of the whole batch."""
+    if fields.get("pixel_values") is None:
+        return {}
+    counts, grid = fields["num_images"], fields["image_grid_thw"]
+    per_row = grid.split(counts)
+    patches = fields["pixel_values"].split([int(g.prod(-1).sum()) for g in per_row])
+    return {
+        "pixel_values": torch.cat([patches[i] for i in first.tolist()]),
+        "image_grid_thw": torch.cat([per_row[i] for i in first.tolist()]),
+        "mm_token_type_ids": fields["mm_token_type_ids"][first, :prompt],
+    }
+
+
+def train_rft(
+    preset: Preset,
+    seed: int,
+    *,
+    name: str = "rft",
+    lr: float | None = None,
+    steps: int | None = None,
+    beta: float | None = None,
+    eval_steps: set[int] | None = None,
+    stop_at: float | None = None,
+    save_every: int = 50,
+    home: Path | None = None,
+) -> tuple[runs.RunRecord, Policy]:
+    """Train GRPO on the jigsaw with the reward of 2506.23508. Returns the run's record and the trained policy.
+
+    An update takes `preset.rft_prompts` puzzles with `preset.rft_group` rollouts each; `beta` is the KL coefficient. A finished
+    run with the same settings is read instead of repeated; an interrupted one resumes from its last checkpoint.
+    """
+    lr = lr or preset.rft_lr
+    steps = steps or preset.rft_steps
+    beta = preset.rft_beta if beta is None else beta
+    batch = preset.rft_prompts * preset.rft_group
+    config = {
+        "lr": lr, "steps": steps, "beta": beta, "prompts": preset.rft_prompts, "group": preset.rft_group,
+        "reuse": preset.rft_reuse, "lora_rank": preset.lora_rank, "stop_at": stop_at,
+    }  # fmt: skip
+    policy = load_policy(preset)
+    dataset = recording.lazy_dataset(lambda i: rft_row(JIGSAW.row(seed, i, "train")), preset.train_n)
+
+    def build(folder: Path, recorder: recording.Recorder) -> RFTTrainer:
+        args = GRPOConfig(
+            output_dir=str(folder), beta=beta, use_vllm=preset.vllm, **grpo_arguments(preset),
+            **recording.trainer_arguments(preset, lr, steps, seed, save_every),
+        )  # fmt: skip
+        recorder.examples_per_step = batch
+        return RFTTrainer(
+            policy.model, reward_funcs=[hit, exact, template], args=args, train_dataset=dataset, processing_class=policy.processor,
+            peft_config=lora_config(preset.lora_rank) if preset.lora_rank else None, callbacks=[recorder],
+        )  # fmt: skip
+
+    return recording.run(policy, name, seed, config, build, eval_steps or {steps}, stop_at, home), policy
+
+
+def grpo_arguments(preset: Preset) -> dict[str, Any]:
+    """GRPO as 2506.23508 writes it: group-standardised advantages, per-sequence mean, clipped ratio, no bias-corrected KL."""
+    batch = preset.rft_prompts * preset.rft_group
+    micro = batch if preset.device == "cpu" else preset.rft_group
+    return {
+        "per_device_train_batch_size": micro,
+        "gradient_accumulation_steps": batch // micro,
+        "num_generations": preset.rft_group,
+        "num_iterations": preset.rft_reuse,
+        "max_completion_length": preset.max_completion,
+        "loss_type": "grpo",
+        "scale_rewards": "group",
+        "temperature": 1.0,
+        "use_bias_correction_kl": False,
+        "reward_weights": [1.0, 1.0, 1.0],
+    }
