@@ -133,7 +133,9 @@ def main(argv: list[str]) -> int:
             f"{max(side.megabytes):18.0f}"
         )
     print(f"{statistics.median(plain.seconds) / statistics.median(kit.seconds):.2f} times as fast as plain TRL")
-    print(f"first step: reward {kit.rewards[0]:.4f} and {plain.rewards[0]:.4f}, loss {kit.losses[0]:.6f} and {plain.losses[0]:.6f}")
+    print(
+        f"first step: reward {kit.rewards[0]:.4f} and {plain.rewards[0]:.4f}, loss {kit.losses[0]:.6f} and {plain.losses[0]:.6f}"
+    )
     gap = max(abs(a - b) for a, b in zip(kit.rewards, plain.rewards, strict=True))
     loss_gap = max(abs(a - b) for a, b in zip(kit.losses, plain.losses, strict=True))
     print(f"largest difference over all steps: reward {gap:.2g}, loss {loss_gap:.2g}")

@@ -96,7 +96,7 @@ PRESETS = {
 }
 
 
-def get_preset(name: str, **overrides: Any) -> Preset:
+def get_preset(name: str, /, **overrides: Any) -> Preset:
     """Return the preset `name` with some fields replaced.
 
     Raises UserError for an unknown preset, an unknown field, or a value of the wrong type or out of range.

@@ -12,6 +12,7 @@ import base64
 import html
 import io
 import math
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -96,9 +97,14 @@ def matched_drop(table: Sequence[MatchedRow]) -> Figure:
     """Prior accuracy lost where the new task first reached the target: mean, interval, and a small mark a seed."""
     if not table:
         raise UserError("The table has no rows to draw: pass what runs.matched_table returned.")
-    fig = Figure(figsize=(8.5, 1.7 + 0.62 * len(table)))
+    excluded = [name for row in table for name in row.excluded]
+    left_out = f"Never reached it, so left out: {', '.join(excluded)}." if excluded else "Every run reached the target."
+    caption = f"Large: mean, with Student's t 95% interval over seeds. Small: one seed. {left_out}"
+    lines = textwrap.wrap(caption, 105, break_on_hyphens=False)  # the names may be many: the figure makes room
+    foot = 0.85 + 0.15 * len(lines)  # inches
+    fig = Figure(figsize=(8.5, 0.7 + foot + 0.62 * len(table)))
     axes = fig.subplots()
-    fig.subplots_adjust(left=0.285, right=0.97, bottom=1.0 / fig.get_figheight(), top=1 - 0.35 / fig.get_figheight())
+    fig.subplots_adjust(left=0.285, right=0.97, bottom=foot / fig.get_figheight(), top=1 - 0.35 / fig.get_figheight())
     for y, row in enumerate(table):
         style = style_of(row.method)
         axes.plot(row.drops, [y + 0.22] * len(row.drops), style.marker, color=style.color, ms=4, alpha=0.8, ls="none")
@@ -108,14 +114,14 @@ def matched_drop(table: Sequence[MatchedRow]) -> Figure:
         if not row.drops:
             axes.text(0, y, "  no run reached the target", va="center", fontsize=9, color=INK)
     axes.axvline(0, color=INK, lw=1, ls=":")
+    low, high = axes.get_xlim()
+    axes.set_xlim(min(low, -1), max(high, 5))  # a drop of hundredths of a point shall not look large
     axes.set_ylim(len(table) - 0.5, -0.5)
     axes.set_yticks(range(len(table)), [f"{style_of(row.method).label}\n{_row_seeds(row)}" for row in table])
     axes.tick_params(axis="y", length=0)
     axes.set_xlabel("prior accuracy lost (percentage points; right is more forgetting)")
     axes.set_title(f"Forgetting where the new task first reaches {table[0].target:.0%}", loc="left")
-    excluded = [name for row in table for name in row.excluded]
-    left_out = f"Never reached it, so left out: {', '.join(excluded)}." if excluded else "Every run reached the target."
-    _caption(fig, f"Large: mean, with Student's t 95% interval over seeds. Small: one seed. {left_out}")
+    _caption(fig, "\n".join(lines))
     text = f"Dot chart of prior accuracy lost, in percentage points, at {table[0].target:.0%} on the new task. "
     for row in table:
         text += f"{style_of(row.method).label} ({_row_seeds(row)}): {_drop_text(row)}. "

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from transformers import BitsAndBytesConfig, ProcessorMixin, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
@@ -28,9 +30,7 @@ class ImageTextProcessor(Qwen2_5_VLProcessor):
     The attributes of a processor are read off this signature, so leaving the video processor out is all it takes.
     """
 
-    def __init__(
-        self, image_processor: Any = None, tokenizer: Any = None, chat_template: str | None = None, **kwargs: Any
-    ):
+    def __init__(self, image_processor: Any = None, tokenizer: Any = None, chat_template: str | None = None, **kwargs: Any):
         self.image_token, self.video_token = "<|image_pad|>", "<|video_pad|>"
         self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
         self.video_token_id = tokenizer.convert_tokens_to_ids(self.video_token)
@@ -69,9 +69,7 @@ def load_policy(preset: Preset) -> Policy:
     try:
         model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=dtype, **kwargs)
     except (SafetensorError, OSError) as error:
-        raise UserError(
-            f"The model in {folder} cannot be read ({error}): download it again or name another."
-        ) from error
+        raise UserError(f"The model in {folder} cannot be read ({error}): download it again or name another.") from error
     if preset.quantize == "none":
         model.to(preset.device)
     freeze_vision(model, preset.freeze_vision)
@@ -139,6 +137,17 @@ def restore(policy: Policy, weights: dict[str, torch.Tensor]) -> None:
     policy.model.load_state_dict(weights)
 
 
+def load_trained(policy: Policy, folder: Path) -> None:
+    """Put the weights that a finished run saved in `folder` into the policy: a whole model's, or a LoRA adapter's."""
+    if (folder / "adapter_config.json").exists():
+        policy.model = PeftModel.from_pretrained(policy.model, str(folder))
+        return
+    weights = {k: v for path in sorted(folder.glob("*.safetensors")) for k, v in load_file(path).items()}
+    if not weights:
+        raise UserError(f"The finished run's weights are gone from {folder}: delete its folder and run it again.")
+    policy.model.load_state_dict(weights, strict=False)  # a tied lm_head is not stored twice
+
+
 # --- image features, once per distinct image ----------------------------------------------------------------------------------
 
 
@@ -153,9 +162,7 @@ def reuse_features(model: Any, keep: int = 512) -> None:
     plain = type(inner).get_image_features.__get__(inner)
     kept: OrderedDict[bytes, torch.Tensor] = OrderedDict()
 
-    def get_image_features(
-        pixel_values: torch.Tensor, image_grid_thw: torch.Tensor | None = None, **kwargs: Any
-    ) -> Any:
+    def get_image_features(pixel_values: torch.Tensor, image_grid_thw: torch.Tensor | None = None, **kwargs: Any) -> Any:
         if image_grid_thw is None or any(p.requires_grad for p in inner.visual.parameters()):
             kept.clear()
             return plain(pixel_values, image_grid_thw, **kwargs)

@@ -11,17 +11,16 @@ The jigsaw is not in the mixture: no shuffled landscape is ever drawn, no image 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import math
 import os
-import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
 from torch.nn import functional as F
@@ -33,9 +32,9 @@ from transformers import (
     Qwen2VLImageProcessorPil,
 )
 
-from rftkit import scenes, tasks
-from rftkit.config import BUNDLED_DIR, UserError
-from rftkit.policy import ImageTextProcessor
+from rftkit import jigsaw, recording, scenes, tasks
+from rftkit.config import BUNDLED_DIR, UserError, get_preset
+from rftkit.policy import ImageTextProcessor, generate, load_policy, write_hashes
 from rftkit.scenes import COLORS, GRID, GROUNDS, LIGHTS, SHAPES, Cell
 from rftkit.tasks import PROBES, Row
 
@@ -75,12 +74,25 @@ class Recipe:
     vision_steps: int = 1500
     vision_batch: int = 64
     vision_lr: float = 2e-3
-    steps: int = 5000
+    steps: int = 2800
     lr: float = 1.5e-3
     pool: int = 60_000  # distinct rows in the mixture
     short_batch: int = 80
     long_batch: int = 32
     key_weight: float = 4.0  # loss weight of a telling word, beside 1 for the words around it
+
+
+class Clock:
+    """Seconds spent on the rebuild, over all sittings of an interrupted one."""
+
+    def __init__(self, path: Path):
+        self.path, self.started = path, time.time()
+        self.before = float(json.loads(path.read_text())) if path.exists() else 0.0
+
+    def save(self) -> float:
+        total = self.before + time.time() - self.started
+        self.path.write_text(json.dumps(total))
+        return total
 
 
 # --- the folder: config, tokenizer, processor ----------------------------------------------------------------------------
@@ -206,9 +218,7 @@ def see(model: Qwen2_5_VLForConditionalGeneration, pixels: np.ndarray) -> torch.
     return model.model.visual(patchify(pixels), grid_thw=grid).pooler_output.view(len(pixels), GRID * GRID, -1)
 
 
-def word_loss(
-    tokens: torch.Tensor, labels: torch.Tensor, words: list[torch.Tensor]
-) -> tuple[torch.Tensor, torch.Tensor]:
+def word_loss(tokens: torch.Tensor, labels: torch.Tensor, words: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     """Cross-entropy of each group's words by inner product with the visual token; "no such word" has logit 0.
 
     tokens (m, hidden), labels (m, 5), words: per group (k, hidden). Returns the loss and the accuracy per group (5,).
@@ -227,33 +237,39 @@ def word_loss(
 def train_vision(
     model: Qwen2_5_VLForConditionalGeneration, processor: ImageTextProcessor, recipe: Recipe, seed: int
 ) -> list[float]:
-    """Stage 0. Returns the accuracy per group of words over the last 50 batches."""
+    """Stage 0. Returns the accuracy per group of words on 50 validation batches."""
     table = model.get_input_embeddings().weight.detach()
     words = [table[torch.tensor(processor.tokenizer.convert_tokens_to_ids(list(g)))] for g in GROUPS]
     params = list(model.model.visual.parameters())
     optimizer = torch.optim.AdamW(params, lr=recipe.vision_lr, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.vision_lr, recipe.vision_steps, pct_start=0.1)
-    recent: list[torch.Tensor] = []
     bar = tqdm(range(recipe.vision_steps), desc="vision tower", mininterval=5)
     for step in bar:
-        rng = scenes.rng_for(seed, "vision", step)
-        batch = []
-        while len(batch) < recipe.vision_batch:
-            cells = random_cells(rng)
-            if scenes.split_of(cells) == "train":
-                batch.append(scenes.draw(cells, rng))
-        tokens = see(model, np.stack([s.pixels for s in batch])).flatten(0, 1)
-        labels = torch.from_numpy(np.concatenate([labels_of(s.cells) for s in batch]))
+        tokens, labels = look(model, scenes.rng_for(seed, "vision", step), "train", recipe.vision_batch)
         loss, right = word_loss(tokens, labels, words)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(params, 1.0)
         optimizer.step()
         schedule.step()
-        recent = [*recent[-49:], right]
         if step % 100 == 99:
-            bar.write(f"step {step + 1}: loss {loss.item():.3f}, accuracy {torch.stack(recent).mean(0).tolist()}")
-    return torch.stack(recent).mean(0).tolist()
+            bar.write(f"step {step + 1}: loss {loss.item():.3f}, accuracy {[round(v, 3) for v in right.tolist()]}")
+    with torch.no_grad():
+        checks = [look(model, scenes.rng_for(seed, "check", i), "validation", recipe.vision_batch) for i in range(50)]
+        return torch.stack([word_loss(tokens, labels, words)[1] for tokens, labels in checks]).mean(0).tolist()
+
+
+def look(
+    model: Qwen2_5_VLForConditionalGeneration, rng: np.random.Generator, split: str, n: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Merged tokens (n*9, hidden) of n random pictures of a split, and their labels (n*9, 5)."""
+    batch: list[scenes.Scene] = []
+    while len(batch) < n:
+        cells = random_cells(rng)
+        if scenes.split_of(cells) == split:
+            batch.append(scenes.draw(cells, rng))
+    labels = torch.from_numpy(np.concatenate([labels_of(s.cells) for s in batch]))
+    return see(model, np.stack([s.pixels for s in batch])).flatten(0, 1), labels
 
 
 # --- stage 1: the mixture --------------------------------------------------------------------------------------------------
@@ -280,12 +296,14 @@ def collage_row(rng: np.random.Generator) -> Row:
     if noise := rng.random() < 0.3:  # thinking that is not of this picture: the answer must be read off the thinking
         said = [int(p) for p in rng.integers(0, GRID * GRID, GRID * GRID)]
     thinking = tasks.place_words(said)
-    if rng.random() < 0.5:
+    if rng.random() < 0.4:
         word = str(rng.choice((*GROUNDS, *LIGHTS)))
         prompt, answer = f"how many tiles show {word} ?", str(thinking.split().count(word))
     else:
-        k = int(rng.integers(GRID * GRID))
-        prompt, answer = f"name the place of tile {k + 1} .", tasks.place_words([said[k]])
+        n = int(rng.integers(1, MOST_NAMED + 1))
+        k = int(rng.integers(GRID * GRID - n + 1))
+        which = f"tile {k + 1}" if n == 1 else f"tile {k + 1} to tile {k + n}"
+        prompt, answer = f"name the place of {which} .", tasks.place_words(said[k : k + n])
     given = f"<think> {thinking} </think>" if noise else ""
     return Row(
         "collage", f"{prompt} think first .", f"<think> {thinking} </think> <answer> {answer} </answer>",
@@ -306,11 +324,13 @@ def lookup_row(rng: np.random.Generator, longest: int) -> Row:
 
 
 MIXTURE = {
-    "color": 0.15, "count": 0.09, "ground": 0.10, "exist": 0.11, "relate": 0.13, "digits": 0.08, "arithmetic": 0.05,
-    "lookup": 0.11, "collage": 0.18,
+    "color": 0.13, "count": 0.15, "ground": 0.09, "exist": 0.10, "relate": 0.12, "digits": 0.07, "arithmetic": 0.06,
+    "lookup": 0.08, "collage": 0.20,
 }  # fmt: skip
 LONG = ("lookup", "collage")
-LONGEST_LOOKUP = 9
+LONGEST_LOOKUP = 9  # places in a text list
+CHECKPOINT_EVERY = 250  # updates
+MOST_NAMED = 3  # places of a picture named in one answer: longer lists come from text alone
 
 
 def mixture_row(seed: int, index: int) -> Row:
@@ -339,9 +359,7 @@ class Pool:
     tasks: list[str]
 
 
-def build_pool(
-    model: Qwen2_5_VLForConditionalGeneration, processor: ImageTextProcessor, rows: list[Row], recipe: Recipe
-) -> Pool:
+def build_pool(model: Qwen2_5_VLForConditionalGeneration, processor: ImageTextProcessor, rows: list[Row], recipe: Recipe) -> Pool:
     """Tokenize rows and look at their images once: the tower is frozen from here on."""
     tok = processor.tokenizer
     pads = "<|image_pad|>" * (GRID * GRID)
@@ -401,9 +419,16 @@ def image_positions(start: int, width: int) -> torch.Tensor:
 
 
 def train_language(
-    model: Qwen2_5_VLForConditionalGeneration, pool: Pool, held: Pool, recipe: Recipe, seed: int, work: Path
+    model: Qwen2_5_VLForConditionalGeneration,
+    pool: Pool,
+    held: Pool,
+    recipe: Recipe,
+    seed: int,
+    work: Path,
+    clock: Clock,
+    stop: int | None = None,
 ) -> None:
-    """Stage 1, resumable: a checkpoint every 250 updates."""
+    """Stage 1, resumable: a checkpoint every 250 updates. `stop` ends it early, for tests."""
     params = [p for n, p in model.named_parameters() if "visual" not in n]
     optimizer = torch.optim.AdamW(params, lr=recipe.lr, weight_decay=0.01, betas=(0.9, 0.98))
     warm = 150
@@ -415,7 +440,7 @@ def train_language(
     )
     first = _resume(model, optimizer, schedule, work)
     by_length = [torch.nonzero(~pool.long).flatten(), torch.nonzero(pool.long).flatten()]
-    bar = tqdm(range(first, recipe.steps), desc="language model", initial=first, total=recipe.steps, mininterval=10)
+    bar = tqdm(range(first, stop or recipe.steps), desc="language model", initial=first, total=recipe.steps, mininterval=10)
     for step in bar:
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
         optimizer.zero_grad()
@@ -428,9 +453,10 @@ def train_language(
         torch.nn.utils.clip_grad_norm_(params, 1.0)
         optimizer.step()
         schedule.step()
-        if step % 250 == 249:
+        if (step + 1) % CHECKPOINT_EVERY == 0:
             bar.write(f"step {step + 1}: " + ", ".join(f"{k} {v:.2f}" for k, v in teacher_forced(model, held).items()))
             _checkpoint(model, optimizer, step + 1, work)
+            clock.save()
 
 
 @torch.no_grad()
@@ -447,9 +473,7 @@ def teacher_forced(model: Qwen2_5_VLForConditionalGeneration, pool: Pool) -> dic
     return out
 
 
-def _checkpoint(
-    model: Qwen2_5_VLForConditionalGeneration, optimizer: torch.optim.Optimizer, step: int, work: Path
-) -> None:
+def _checkpoint(model: Qwen2_5_VLForConditionalGeneration, optimizer: torch.optim.Optimizer, step: int, work: Path) -> None:
     """Weights and AdamW moments as safetensors, written beside and moved into place."""
     tensors = {f"model.{k}": v.contiguous() for k, v in model.state_dict().items() if k != "lm_head.weight"}
     for i, state in optimizer.state_dict()["state"].items():
@@ -465,8 +489,6 @@ def _resume(
     schedule: torch.optim.lr_scheduler.LambdaLR,
     work: Path,
 ) -> int:
-    from safetensors import safe_open
-
     path = work / "stage1.safetensors"
     if not path.exists():
         return 0
@@ -485,37 +507,126 @@ def _resume(
     return step
 
 
+# --- the finished folder ---------------------------------------------------------------------------------------------------
+
+CARD = """# The bundled base model
+
+A Qwen2.5-VL (`Qwen2_5_VLForConditionalGeneration`) of {millions:.2f} million parameters, made from nothing by `python -m rftkit pretrain`
+in {minutes:.0f} minutes on {threads} CPU threads, seed {seed}, {steps} updates of the language model. It sees drawn 84x84 scenes and
+answers in a few words. Licence: Apache-2.0.
+
+It is a test bench, not a useful model. It has no knowledge beyond the drawn world and a vocabulary of {vocab} words.
+
+## What it was trained on
+
+Stage 0, the vision tower alone: each merged visual token (one 28x28 cell) against the embeddings of the words that are true of
+the cell. Accuracy a group of words (ground, light, shape, colour, digit), 50 batches of the validation split: {vision}.
+
+Stage 1, the language model with the tower frozen; share of the mixture of {pool} rows:
+
+{mixture}
+
+Think-rows: a *collage* row describes nine tiles of nine different landscapes in `<think>` and then gives one count or up to {most} place names
+in `<answer>`; a *lookup* row restates a list of up to {longest} places given as text and answers with their indices. In about three of
+ten of these rows the thinking is given and belongs to other places than the question, so that answers are read off the thinking.
+
+**The jigsaw is not in the mixture.** No image is a shuffled landscape (a collage always shows some place twice), no question about an
+image is answered with indices, and the jigsaw's prompt never occurs. Its words do: naming tiles and looking up indices are
+taught apart, and putting the two together is what fine-tuning has to find.
+
+## What it can do
+
+Held-out test split, greedy, {n} questions each:
+
+| probe | correct | wrong | unparseable |
+|---|---|---|---|
+{probes}
+
+Jigsaw 3x3, {n} puzzles, zero-shot: {exact:.3f} exact, {hit:.3f} per tile, {bad:.2f} of the replies unparseable. Sampled at temperature 1:
+{exact1:.3f} exact, {hit1:.3f} per tile.
+"""
+
+
+def write_card(folder: Path, facts: dict[str, object], n: int = 500) -> dict[str, float]:
+    """Evaluate the finished folder on the test split and write its README.md. Returns accuracies by probe."""
+    preset = get_preset("tiny", model=str(folder), eval_n=n)
+    policy = load_policy(preset)
+    row, _ = recording.evaluate_all(policy, recording.held_out(preset))
+    puzzles = tasks.JIGSAW.rows(recording.EVAL_SEED, n)
+    sampled = [
+        jigsaw.reward_p1(text, r.data["answer"], 3, 3)
+        for text, r in zip(generate(policy, puzzles, temperature=1.0), puzzles, strict=True)
+    ]
+    table = [
+        f"| {name} | {c['correct'] / n:.3f} | {c['wrong'] / n:.3f} | {c['unparseable'] / n:.3f} |"
+        for name, c in row["prior"].items()
+    ]
+    mixture = "\n".join(f"- {name} {share:.0%}" for name, share in MIXTURE.items())
+    card = CARD.format(
+        **facts, n=n, probes="\n".join(table), mixture=mixture, exact=row["new_exact"], hit=row["new_hit"], bad=row["new_unparseable"],
+        exact1=sum(s.exact for s in sampled) / n, hit1=sum(s.hit for s in sampled) / n, longest=LONGEST_LOOKUP, most=MOST_NAMED,
+    )  # fmt: skip
+    (folder / "README.md").write_text(card)
+    return {name: c["correct"] / n for name, c in row["prior"].items()} | {
+        "jigsaw": row["new_exact"],
+        "hit": row["new_hit"],
+    }
+
+
+def save_base(model: Qwen2_5_VLForConditionalGeneration, processor: ImageTextProcessor, folder: Path) -> None:
+    """Write the folder as the Hub would hold it, with the digest of each file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    write_hashes(folder)
+
+
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m rftkit pretrain", description=__doc__)
-    parser.add_argument("--out", type=Path, default=BUNDLED_DIR)
+    parser.add_argument("--out", type=Path, default=BUNDLED_DIR, help="folder of the finished model")
     parser.add_argument(
-        "--work", type=Path, default=Path("build/pretrain"), help="checkpoints; an interrupted run resumes from here"
+        "--work", type=Path, default=Path("build/pretrain"), help="checkpoints: an interrupted run resumes from here"
     )
     parser.add_argument("--seed", type=int, default=SEED)
-    parser.add_argument("--steps", type=int, default=Recipe.steps)
+    parser.add_argument("--steps", type=int, default=Recipe.steps, help="updates of the language model")
     args = parser.parse_args(argv)
+    if args.steps < 1:
+        raise UserError(f"--steps {args.steps} trains nothing: give at least 1.")
     recipe = Recipe(steps=args.steps)
     args.work.mkdir(parents=True, exist_ok=True)
-    started = time.time()
+    clock = Clock(args.work / "seconds.json")
     processor = build_processor()
     model = build_model(recipe, processor, args.seed)
-    print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, vocabulary {len(processor.tokenizer)}")
-    tower = args.work / "stage0.safetensors"
-    if tower.exists():
-        model.model.visual.load_state_dict(load_file(tower))
-    else:
-        train_vision(model, processor, recipe, args.seed)
-        save_file(model.model.visual.state_dict(), tower)
-    model.model.visual.requires_grad_(False)
+    print("The vision tower takes about 4 minutes, the language model about 35, on two cores; 3 GB of memory.")
+    vision = train_or_load_vision(model, processor, recipe, args.seed, args.work)
+    clock.save()
     rows = [mixture_row(args.seed, i) for i in tqdm(range(recipe.pool), desc="drawing", mininterval=5)]
     pool = build_pool(model, processor, rows, recipe)
-    held = build_pool(
-        model, processor, [PROBES[t].row(args.seed, i, "validation") for t in PROBES for i in range(200)], recipe
-    )
-    del rows
-    train_language(model, pool, held, recipe, args.seed, args.work)
-    args.out.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(args.out)
-    processor.save_pretrained(args.out)
-    print(f"done in {(time.time() - started) / 60:.1f} minutes")
+    held_rows = [PROBES[t].row(args.seed, i, "validation") for t in PROBES for i in range(200)]
+    train_language(model, pool, build_pool(model, processor, held_rows, recipe), recipe, args.seed, args.work, clock)
+    save_base(model, processor, args.out)
+    minutes = clock.save() / 60
+    facts = {
+        "millions": sum(p.numel() for p in model.parameters()) / 1e6, "minutes": minutes, "threads": torch.get_num_threads(),
+        "seed": args.seed, "steps": recipe.steps, "vocab": len(processor.tokenizer), "pool": recipe.pool,
+        "vision": ", ".join(f"{v:.3f}" for v in vision),
+    }  # fmt: skip
+    for name, accuracy in write_card(args.out, facts).items():
+        print(f"{name:12} {accuracy:.3f}")
+    print(f"The base is in {args.out}, after {minutes:.0f} minutes.")
     return 0
+
+
+def train_or_load_vision(
+    model: Qwen2_5_VLForConditionalGeneration, processor: ImageTextProcessor, recipe: Recipe, seed: int, work: Path
+) -> list[float]:
+    """Stage 0, or what an interrupted run left of it. Freezes the tower."""
+    path, partial = work / "stage0.safetensors", work / "stage0.partial"
+    if not path.exists():
+        accuracy = train_vision(model, processor, recipe, seed)
+        save_file(model.model.visual.state_dict(), partial, metadata={"accuracy": json.dumps(accuracy)})
+        os.replace(partial, path)
+    model.model.visual.load_state_dict(load_file(path))
+    model.model.visual.requires_grad_(False)
+    with safe_open(path, "pt") as file:
+        return json.loads((file.metadata() or {}).get("accuracy", "[]"))

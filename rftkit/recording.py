@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -31,15 +32,11 @@ def evaluate_all(model: policy.Policy, held: dict[str, list[Row]]) -> tuple[dict
     """Greedy accuracy on the new task (exact, and per tile) and on every probe, as one metrics row; and three replies."""
     texts = policy.generate(model, held["jigsaw"])
     samples = [
-        {"prompt": r.prompt, "completion": t, "reward": _reward(t, r)}
-        for t, r in zip(texts[:3], held["jigsaw"], strict=False)
+        {"prompt": r.prompt, "completion": t, "reward": _reward(t, r)} for t, r in zip(texts[:3], held["jigsaw"], strict=False)
     ]
     parsed = [jigsaw.parse(t, r.data["rows"], r.data["cols"]) for t, r in zip(texts, held["jigsaw"], strict=True)]
     hits = [jigsaw.hit_fraction(p, r.data["answer"]) for p, r in zip(parsed, held["jigsaw"], strict=True)]
-    counts = {
-        name: evals.evaluate(lambda rows: policy.generate(model, rows), task, held[name])
-        for name, task in PROBES.items()
-    }
+    counts = {name: evals.evaluate(lambda rows: policy.generate(model, rows), task, held[name]) for name, task in PROBES.items()}
     row = {
         "kind": "eval",
         "new_exact": sum(h == 1 for h in hits) / len(hits),
@@ -191,6 +188,7 @@ def run(
             name=name, method=name, preset=model.preset.name, seed=seed, config=settings, versions=runs.versions()
         )
     elif record.status == "done":
+        policy.load_trained(model, folder / "final")
         return record
     record.status = "running"
     recorder = Recorder(record, folder, model, eval_steps, stop_at)
@@ -198,6 +196,9 @@ def run(
     model.model = trainer.model  # with peft's wrapper, if the arm has one
     trainer.pop_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=last_checkpoint(folder))
+    trainer.save_model(str(folder / "final"))
     record.status = "done"
     runs.save_record(record, path)
+    for checkpoint in folder.glob("checkpoint-*"):  # only an unfinished run needs them
+        shutil.rmtree(checkpoint)
     return record

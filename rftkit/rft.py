@@ -11,6 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import DynamicCache
 from trl import GRPOConfig, GRPOTrainer
@@ -61,9 +62,7 @@ class RFTTrainer(GRPOTrainer):
 
     @property
     def _shares_prompts(self) -> bool:
-        return not (
-            self.use_vllm or self.args.gradient_checkpointing or self.accelerator.num_processes > 1 or self.tools
-        )
+        return not (self.use_vllm or self.args.gradient_checkpointing or self.accelerator.num_processes > 1 or self.tools)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         size = self.num_generations if self.model.training else self.num_generations_eval
@@ -98,23 +97,20 @@ class RFTTrainer(GRPOTrainer):
             torch.manual_seed(self.args.seed * 1_000_003 + self._step)
             return self._generate_shared(prompt_ids, fields, num_generations)
 
-    def _generate_shared(
-        self, prompt_ids: list[list[int]], fields: dict[str, Any], size: int
-    ) -> tuple[list[list[int]], None]:
+    def _generate_shared(self, prompt_ids: list[list[int]], fields: dict[str, Any], size: int) -> tuple[list[list[int]], None]:
         device, pad, eos = self.accelerator.device, self._tokenizer.pad_token_id, torch.tensor(self.eos_token_ids)
         width = max(map(len, prompt_ids))
         ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompt_ids], device=device)
         mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompt_ids], device=device)
-        vision = {k: v.to(device) for k, v in fields.items() if isinstance(v, torch.Tensor)}
-        if types := fields.get("mm_token_type_ids"):
+        vision = {k: torch.as_tensor(np.array(v), device=device) for k, v in fields.items() if k != "mm_token_type_ids"}
+        if vision:
+            types = fields["mm_token_type_ids"]
             vision["mm_token_type_ids"] = torch.tensor([[0] * (width - len(t)) + list(t) for t in types], device=device)
         every = torch.arange(len(prompt_ids), device=device) // size
         first = torch.arange(0, len(prompt_ids), size, device=device)
         with (
             torch.no_grad(),
-            unwrap_model_for_generation(
-                self.model_wrapped, self.accelerator, generation_kwargs=self.generation_kwargs
-            ) as model,
+            unwrap_model_for_generation(self.model_wrapped, self.accelerator, generation_kwargs=self.generation_kwargs) as model,
         ):
             cache, deltas = _read_prompts(model, ids[first], mask[first], vision)
             cache.batch_select_indices(every)
@@ -165,9 +161,7 @@ def _backbone(model: Any) -> Any:
     return (model.get_base_model() if hasattr(model, "get_base_model") else model).model
 
 
-def _read_prompts(
-    model: Any, ids: torch.Tensor, mask: torch.Tensor, vision: dict[str, Any]
-) -> tuple[DynamicCache, torch.Tensor]:
+def _read_prompts(model: Any, ids: torch.Tensor, mask: torch.Tensor, vision: dict[str, Any]) -> tuple[DynamicCache, torch.Tensor]:
     """Keys and values of the prompts (n, P) but for their last token, and their rotary offsets (n, 1)."""
     vision = {k: v[:, :-1] if k == "mm_token_type_ids" else v for k, v in vision.items()}
     inputs = {"input_ids": ids[:, :-1], "attention_mask": mask[:, :-1], **vision}
@@ -248,5 +242,4 @@ def grpo_arguments(preset: Preset) -> dict[str, Any]:
         "scale_rewards": "group",
         "temperature": 1.0,
         "use_bias_correction_kl": False,
-        "reward_weights": [1.0, 1.0, 1.0],
     }

@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from rftkit import jigsaw, scenes
+from rftkit.config import UserError
 from rftkit.scenes import COLORS, GRID, GROUNDS, LIGHTS, SHAPES, Cell
 
 Verdict = Literal["correct", "wrong", "unparseable"]
@@ -48,9 +49,9 @@ class Task:
     uses_image: bool = True
 
     def row(self, seed: int, index: int, split: str = "test") -> Row:
-        """Row `index` of a split: the same on every call. Raises ValueError for an unknown split."""
+        """Row `index` of a split: the same on every call. Raises UserError for an unknown split."""
         if split not in scenes.SPLITS:
-            raise ValueError(f"There is no split {split!r}: choose one of {', '.join(scenes.SPLITS)}.")
+            raise UserError(f"There is no split {split!r}: choose one of {', '.join(scenes.SPLITS)}.")
         return self.make(scenes.rng_for(seed, self.name, split, index), split)
 
     def rows(self, seed: int, n: int, split: str = "test") -> list[Row]:
@@ -313,4 +314,3 @@ def messages(row: Row, system: str | None = None) -> list[dict[str, Any]]:
     content: list[dict[str, Any]] = [{"type": "image", "image": row.image}] if row.image is not None else []
     turn = {"role": "user", "content": [*content, {"type": "text", "text": row.prompt}]}
     return [turn] if system is None else [{"role": "system", "content": system}, turn]
-

@@ -21,3 +21,35 @@ def _has_gpu():
     import torch
 
     return torch.cuda.is_available()
+
+
+@pytest.fixture(scope="session")
+def small_base(tmp_path_factory):
+    """A folder like the bundled base, with a far smaller model that has learnt nothing: for mechanics, in seconds."""
+    from rftkit.policy import write_hashes
+    from rftkit.pretrain import Recipe, build_model, build_processor
+
+    folder = tmp_path_factory.mktemp("base")
+    processor = build_processor()
+    recipe = Recipe(hidden=48, layers=2, heads=2, kv_heads=1, mlp=64, vision_hidden=32, vision_blocks=2)
+    build_model(recipe, processor, 0).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    write_hashes(folder)
+    return folder
+
+
+@pytest.fixture
+def small_preset(small_base):
+    from rftkit.config import get_preset
+
+    return get_preset(
+        "tiny",
+        model=str(small_base),
+        max_completion=12,
+        rft_prompts=4,
+        rft_group=4,
+        sft_batch=4,
+        eval_n=6,
+        eval_batch=6,
+        train_n=64,
+    )

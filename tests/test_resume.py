@@ -1,0 +1,84 @@
+"""A run killed with SIGKILL, again and again, ends with the metrics of one that was left alone."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from rftkit import recording, runs
+from rftkit.rft import train_rft
+from rftkit.sft import train_sft
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from rftkit.config import get_preset
+from rftkit import sft, rft
+preset = get_preset("tiny", model=sys.argv[2], max_completion=8, rft_prompts=2, rft_group=4, sft_batch=4, eval_n=4, train_n=64)
+train = {"sft": sft.train_sft, "rft": rft.train_rft}[sys.argv[1]]
+train(preset, 3, steps=8, eval_steps={2, 5, 8}, save_every=2, home=Path(sys.argv[3]))
+"""
+
+
+def start(method, base, home):
+    return subprocess.Popen([sys.executable, "-W", "ignore", "-c", SCRIPT, method, str(base), str(home)], env=dict(os.environ))
+
+
+def only_record(home):
+    (path,) = home.glob("runs/*/record.json")
+    return runs.load_record(path)
+
+
+def comparable(record):
+    """The metrics but for what a clock or an allocator decides."""
+    drop = ("seconds", "step_time")
+    return [{k: v for k, v in row.items() if k not in drop} for row in record.metrics]
+
+
+@pytest.mark.parametrize("method", ["sft", "rft"])
+def test_a_killed_run_resumes_to_the_same_end(method, small_base, tmp_path):
+    assert start(method, small_base, tmp_path / "whole").wait(120) == 0
+    whole = only_record(tmp_path / "whole")
+    assert whole.status == "done" and [r["step"] for r in whole.evals()] == [0, 2, 5, 8]
+
+    home = tmp_path / "killed"
+    for checkpoint in ("checkpoint-2", "checkpoint-6"):  # the second kill lands in the middle of writing it, as often as not
+        process = start(method, small_base, home)
+        deadline = time.monotonic() + 120
+        while not list(home.glob(f"runs/*/{checkpoint}")):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert only_record(home).status == "running"
+    assert start(method, small_base, home).wait(120) == 0
+    killed = only_record(home)
+    assert killed.status == "done"
+    assert comparable(killed) == comparable(whole)
+    assert killed.samples == whole.samples
+
+
+def test_a_half_written_checkpoint_is_passed_over(tmp_path):
+    for step, state in ((2, "{}"), (4, '{"global_step": 4'), (6, None)):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        if state is not None:
+            (folder / "trainer_state.json").write_text(state)
+    assert recording.last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")
+
+
+@pytest.mark.parametrize("train", [train_sft, train_rft])
+def test_a_finished_run_is_read_and_a_changed_setting_is_another_run(train, small_preset, tmp_path):
+    first, trained = train(small_preset, 0, steps=1, eval_steps={1}, home=tmp_path)
+    again, read = train(small_preset, 0, steps=1, eval_steps={1}, home=tmp_path)
+    weights = trained.model.state_dict()
+    assert all(torch.equal(v, weights[k]) for k, v in read.model.state_dict().items())
+    assert json.dumps(again.metrics) == json.dumps(runs.load_record(next(tmp_path.glob("runs/*/record.json"))).metrics)
+    train(small_preset, 0, steps=1, eval_steps={1}, lr=1e-5, home=tmp_path)
+    assert len(list(tmp_path.glob("runs/*/record.json"))) == 2
+    assert first.status == "done"

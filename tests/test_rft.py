@@ -1,0 +1,90 @@
+import dataclasses
+
+import pytest
+import torch
+from trl import GRPOConfig
+
+from rftkit import bench, jigsaw, recording, rft
+from rftkit.policy import load_policy
+from rftkit.tasks import JIGSAW
+
+
+def trainer(cls, preset, folder, beta=0.0):
+    policy = load_policy(preset)
+    if cls is bench.PlainTrainer:
+        del policy.model.model.get_image_features
+    data = recording.lazy_dataset(lambda i: rft.rft_row(JIGSAW.row(0, i, "train")), 64)
+    args = GRPOConfig(
+        output_dir=str(folder), beta=beta, **rft.grpo_arguments(preset), **recording.trainer_arguments(preset, 1e-3, 3, 0, 100)
+    )
+    made = cls(
+        policy.model, reward_funcs=[tokens_in_answer], args=args, train_dataset=data, processing_class=policy.processor
+    )  # fmt: skip
+    made.current_gradient_accumulation_steps = 1
+    made.model.train()
+    return made
+
+
+def tokens_in_answer(completions, **_):
+    """A dense reward: an untrained model never solves a puzzle, and without spread there is no loss to compare."""
+    return [len(set(c[0]["content"].split())) / 12 for c in completions]
+
+
+def one_step(made):
+    """The batch, the loss, and the gradient of every parameter, of one update."""
+    batch = next(iter(made.get_train_dataloader()))
+    inputs = made._prepare_inputs(batch)
+    loss = made.compute_loss(made.model, dict(inputs))
+    loss.backward()
+    return inputs, loss.item(), {n: p.grad for n, p in made.model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize(("beta", "reuse"), [(0.0, 1), (0.1, 1), (0.1, 2)])
+def test_one_update_equals_plain_trl(small_preset, tmp_path, beta, reuse):
+    """Same rollouts, rewards, advantages, loss and gradients as TRL's own trainer, whose every rollout reads its own prompt."""
+    preset = dataclasses.replace(small_preset, rft_reuse=reuse)
+    kit, loss, gradients = one_step(trainer(rft.RFTTrainer, preset, tmp_path, beta))
+    plain, plain_loss, plain_gradients = one_step(trainer(bench.PlainTrainer, preset, tmp_path, beta))
+    assert kit["advantages"].abs().sum() > 0
+    rows, plain_rows = (sorted(map(tuple, x["completion_ids"].tolist())) for x in (kit, plain))
+    assert rows == plain_rows
+    assert loss == pytest.approx(plain_loss, abs=1e-5)
+    assert gradients.keys() == plain_gradients.keys() and not any("visual" in n for n in gradients)
+    for name, gradient in plain_gradients.items():
+        torch.testing.assert_close(gradients[name], gradient, atol=1e-5, rtol=1e-3, msg=name)
+
+
+def test_an_unfrozen_tower_gets_the_same_gradient(small_preset, tmp_path):
+    preset = dataclasses.replace(small_preset, freeze_vision=False)
+    _, _, gradients = one_step(trainer(rft.RFTTrainer, preset, tmp_path))
+    _, _, plain = one_step(trainer(bench.PlainTrainer, preset, tmp_path))
+    name = "model.visual.patch_embed.proj.weight"
+    assert plain[name].abs().max() > 1e-4
+    torch.testing.assert_close(gradients[name], plain[name], atol=1e-5, rtol=1e-3)
+
+
+def test_each_prompt_is_read_once_a_group(small_preset, tmp_path, monkeypatch):
+    made = trainer(rft.RFTTrainer, small_preset, tmp_path)
+    rows = []
+    read = rft._read_prompts
+    monkeypatch.setattr(rft, "_read_prompts", lambda model, ids, *a: rows.append(len(ids)) or read(model, ids, *a))
+    one_step(made)
+    assert rows == [4, 4]  # four puzzles of four rollouts: once in generation, once in the loss
+
+
+def test_rewards_are_the_parts_of_2506_23508():
+    truth = (2, 1, 3, 4)
+    texts = ["<think> a </think> <answer> 2 1 3 4 </answer>", "<think> a </think> <answer> 2 1 4 3 </answer>", "<answer> 2 1", ""]
+    completions = [[{"role": "assistant", "content": t}] for t in texts]
+    columns = {"answer": [truth] * 4, "rows": [2] * 4, "cols": [2] * 4}
+    parts = [f(completions, **columns) for f in (rft.hit, rft.exact, rft.template)]
+    assert parts == [[1, 0.5, 0, 0], [1, 0, 0, 0], [1, 1, 0, 0]]
+    totals = [jigsaw.reward_p1(t, truth, 2, 2).total for t in texts]
+    assert [sum(p) for p in zip(*parts, strict=True)] == totals
+
+
+def test_bench_compares_like_with_like(small_preset):
+    kit, plain = bench.compare(small_preset, steps=2, warm_up=1)
+    assert len(kit.seconds) == len(plain.seconds) == 2 and min(kit.seconds + plain.seconds) > 0
+    assert kit.rewards == pytest.approx(plain.rewards, abs=1e-6)
+    assert kit.losses == pytest.approx(plain.losses, abs=1e-4)
