@@ -22,7 +22,9 @@ class Preset:
     name: str
     model: str = BUNDLED  # "bundled", a folder, or a Hub id
     revision: str | None = None  # Hub commit, so that a rerun loads the same weights
-    prompt_style: str = "short"  # wording of the jigsaw prompt: "short" fits the bundled vocabulary, "full" explains all
+    prompt_style: str = (
+        "short"  # wording of the jigsaw prompt: "short" fits the bundled vocabulary, "full" explains all
+    )
     rows: int = 3  # puzzle grid
     cols: int = 3
     images: str = "scenes"  # "scenes" (drawn) or "coco"
@@ -107,7 +109,9 @@ def get_preset(name: str, /, **overrides: Any) -> Preset:
     fields = {f.name: type(getattr(preset, f.name)) for f in dataclasses.fields(preset)}
     for key, value in overrides.items():
         if key not in fields or key == "name":
-            raise UserError(f"A preset has no field {key!r}: choose one of {', '.join(sorted(set(fields) - {'name'}))}.")
+            raise UserError(
+                f"A preset has no field {key!r}: choose one of {', '.join(sorted(set(fields) - {'name'}))}."
+            )
         overrides[key] = _coerce(key, value, fields[key])
     preset = dataclasses.replace(preset, **overrides)
     _check(preset)

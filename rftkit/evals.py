@@ -83,7 +83,9 @@ class Interval(NamedTuple):
     hi: float
 
 
-def bootstrap_interval(values: Sequence[float] | Floats, level: float = 0.95, resamples: int = 2000, seed: int = 0) -> Interval:
+def bootstrap_interval(
+    values: Sequence[float] | Floats, level: float = 0.95, resamples: int = 2000, seed: int = 0
+) -> Interval:
     """Percentile bootstrap of the mean of `values`, shape (n,): for the examples of one run.
 
     Do not use it over a handful of seeds (see `t_interval`), nor on outcomes that are all equal: it then has no width.
@@ -98,7 +100,9 @@ def bootstrap_interval(values: Sequence[float] | Floats, level: float = 0.95, re
     return Interval(float(x.mean()), float(lo), float(hi))
 
 
-def prior_interval(prior: Mapping[str, ProbeCount], level: float = 0.95, resamples: int = 2000, seed: int = 0) -> Interval:
+def prior_interval(
+    prior: Mapping[str, ProbeCount], level: float = 0.95, resamples: int = 2000, seed: int = 0
+) -> Interval:
     """Bootstrap of `prior_mean` over the examples of one run; each probe is resampled within itself.
 
     A probe is a list of zeros and ones, so resampling its rows is drawing from a binomial at its accuracy. The draws

@@ -62,7 +62,9 @@ def trim(image: Image.Image, rows: int, cols: int) -> Image.Image:
         raise UserError(f"A puzzle needs a PIL image, not {type(image).__name__}: open it with PIL.Image.open.")
     width, height = image.size
     if width < cols or height < rows:
-        raise UserError(f"An image of {width}x{height} pixels is smaller than {rows} rows by {cols} columns: enlarge it.")
+        raise UserError(
+            f"An image of {width}x{height} pixels is smaller than {rows} rows by {cols} columns: enlarge it."
+        )
     try:
         rgb = image.convert("RGB")
     except (ValueError, OSError) as error:
@@ -124,7 +126,9 @@ def make_puzzle(
     return Puzzle(shuffled, answer, tuple(order), rows, cols, convention)
 
 
-def restore(image: Image.Image, answer: Sequence[int], rows: int, cols: int, convention: str = "forward") -> Image.Image:
+def restore(
+    image: Image.Image, answer: Sequence[int], rows: int, cols: int, convention: str = "forward"
+) -> Image.Image:
     """Return the picture that `answer` (right or wrong, but a permutation) makes of the shuffled `image`."""
     _check_convention(convention)
     tiles = cut(image, rows, cols)

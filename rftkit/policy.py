@@ -30,7 +30,9 @@ class ImageTextProcessor(Qwen2_5_VLProcessor):
     The attributes of a processor are read off this signature, so leaving the video processor out is all it takes.
     """
 
-    def __init__(self, image_processor: Any = None, tokenizer: Any = None, chat_template: str | None = None, **kwargs: Any):
+    def __init__(
+        self, image_processor: Any = None, tokenizer: Any = None, chat_template: str | None = None, **kwargs: Any
+    ):
         self.image_token, self.video_token = "<|image_pad|>", "<|video_pad|>"
         self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
         self.video_token_id = tokenizer.convert_tokens_to_ids(self.video_token)
@@ -69,9 +71,14 @@ def load_policy(preset: Preset) -> Policy:
     try:
         model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=dtype, **kwargs)
     except (SafetensorError, OSError) as error:
-        raise UserError(f"The model in {folder} cannot be read ({error}): download it again or name another.") from error
+        raise UserError(
+            f"The model in {folder} cannot be read ({error}): download it again or name another."
+        ) from error
     if preset.quantize == "none":
         model.to(preset.device)
+    for module in model.modules():  # on some CPUs an evaluation repacks NF4 weights in a way that training cannot use
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
     freeze_vision(model, preset.freeze_vision)
     reuse_features(model)
     return Policy(model, processor, preset)
@@ -162,7 +169,9 @@ def reuse_features(model: Any, keep: int = 512) -> None:
     plain = type(inner).get_image_features.__get__(inner)
     kept: OrderedDict[bytes, torch.Tensor] = OrderedDict()
 
-    def get_image_features(pixel_values: torch.Tensor, image_grid_thw: torch.Tensor | None = None, **kwargs: Any) -> Any:
+    def get_image_features(
+        pixel_values: torch.Tensor, image_grid_thw: torch.Tensor | None = None, **kwargs: Any
+    ) -> Any:
         if image_grid_thw is None or any(p.requires_grad for p in inner.visual.parameters()):
             kept.clear()
             return plain(pixel_values, image_grid_thw, **kwargs)

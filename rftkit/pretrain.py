@@ -218,7 +218,9 @@ def see(model: Qwen2_5_VLForConditionalGeneration, pixels: np.ndarray) -> torch.
     return model.model.visual(patchify(pixels), grid_thw=grid).pooler_output.view(len(pixels), GRID * GRID, -1)
 
 
-def word_loss(tokens: torch.Tensor, labels: torch.Tensor, words: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+def word_loss(
+    tokens: torch.Tensor, labels: torch.Tensor, words: list[torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Cross-entropy of each group's words by inner product with the visual token; "no such word" has logit 0.
 
     tokens (m, hidden), labels (m, 5), words: per group (k, hidden). Returns the loss and the accuracy per group (5,).
@@ -359,7 +361,9 @@ class Pool:
     tasks: list[str]
 
 
-def build_pool(model: Qwen2_5_VLForConditionalGeneration, processor: ImageTextProcessor, rows: list[Row], recipe: Recipe) -> Pool:
+def build_pool(
+    model: Qwen2_5_VLForConditionalGeneration, processor: ImageTextProcessor, rows: list[Row], recipe: Recipe
+) -> Pool:
     """Tokenize rows and look at their images once: the tower is frozen from here on."""
     tok = processor.tokenizer
     pads = "<|image_pad|>" * (GRID * GRID)
@@ -440,7 +444,9 @@ def train_language(
     )
     first = _resume(model, optimizer, schedule, work)
     by_length = [torch.nonzero(~pool.long).flatten(), torch.nonzero(pool.long).flatten()]
-    bar = tqdm(range(first, stop or recipe.steps), desc="language model", initial=first, total=recipe.steps, mininterval=10)
+    bar = tqdm(
+        range(first, stop or recipe.steps), desc="language model", initial=first, total=recipe.steps, mininterval=10
+    )
     for step in bar:
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
         optimizer.zero_grad()
@@ -473,7 +479,9 @@ def teacher_forced(model: Qwen2_5_VLForConditionalGeneration, pool: Pool) -> dic
     return out
 
 
-def _checkpoint(model: Qwen2_5_VLForConditionalGeneration, optimizer: torch.optim.Optimizer, step: int, work: Path) -> None:
+def _checkpoint(
+    model: Qwen2_5_VLForConditionalGeneration, optimizer: torch.optim.Optimizer, step: int, work: Path
+) -> None:
     """Weights and AdamW moments as safetensors, written beside and moved into place."""
     tensors = {f"model.{k}": v.contiguous() for k, v in model.state_dict().items() if k != "lm_head.weight"}
     for i, state in optimizer.state_dict()["state"].items():

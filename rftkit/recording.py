@@ -32,11 +32,15 @@ def evaluate_all(model: policy.Policy, held: dict[str, list[Row]]) -> tuple[dict
     """Greedy accuracy on the new task (exact, and per tile) and on every probe, as one metrics row; and three replies."""
     texts = policy.generate(model, held["jigsaw"])
     samples = [
-        {"prompt": r.prompt, "completion": t, "reward": _reward(t, r)} for t, r in zip(texts[:3], held["jigsaw"], strict=False)
+        {"prompt": r.prompt, "completion": t, "reward": _reward(t, r)}
+        for t, r in zip(texts[:3], held["jigsaw"], strict=False)
     ]
     parsed = [jigsaw.parse(t, r.data["rows"], r.data["cols"]) for t, r in zip(texts, held["jigsaw"], strict=True)]
     hits = [jigsaw.hit_fraction(p, r.data["answer"]) for p, r in zip(parsed, held["jigsaw"], strict=True)]
-    counts = {name: evals.evaluate(lambda rows: policy.generate(model, rows), task, held[name]) for name, task in PROBES.items()}
+    counts = {
+        name: evals.evaluate(lambda rows: policy.generate(model, rows), task, held[name])
+        for name, task in PROBES.items()
+    }
     row = {
         "kind": "eval",
         "new_exact": sum(h == 1 for h in hits) / len(hits),

@@ -23,7 +23,6 @@ from rftkit.policy import Policy, load_policy
 from rftkit.sft import lora_config
 from rftkit.tasks import JIGSAW, Row
 
-
 # --- rewards: 2506.23508's three parts, as three functions, so that TRL logs each -------------------------------------------
 
 
@@ -62,7 +61,9 @@ class RFTTrainer(GRPOTrainer):
 
     @property
     def _shares_prompts(self) -> bool:
-        return not (self.use_vllm or self.args.gradient_checkpointing or self.accelerator.num_processes > 1 or self.tools)
+        return not (
+            self.use_vllm or self.args.gradient_checkpointing or self.accelerator.num_processes > 1 or self.tools
+        )
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         size = self.num_generations if self.model.training else self.num_generations_eval
@@ -97,7 +98,9 @@ class RFTTrainer(GRPOTrainer):
             torch.manual_seed(self.args.seed * 1_000_003 + self._step)
             return self._generate_shared(prompt_ids, fields, num_generations)
 
-    def _generate_shared(self, prompt_ids: list[list[int]], fields: dict[str, Any], size: int) -> tuple[list[list[int]], None]:
+    def _generate_shared(
+        self, prompt_ids: list[list[int]], fields: dict[str, Any], size: int
+    ) -> tuple[list[list[int]], None]:
         device, pad, eos = self.accelerator.device, self._tokenizer.pad_token_id, torch.tensor(self.eos_token_ids)
         width = max(map(len, prompt_ids))
         ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompt_ids], device=device)
@@ -110,7 +113,9 @@ class RFTTrainer(GRPOTrainer):
         first = torch.arange(0, len(prompt_ids), size, device=device)
         with (
             torch.no_grad(),
-            unwrap_model_for_generation(self.model_wrapped, self.accelerator, generation_kwargs=self.generation_kwargs) as model,
+            unwrap_model_for_generation(
+                self.model_wrapped, self.accelerator, generation_kwargs=self.generation_kwargs
+            ) as model,
         ):
             cache, deltas = _read_prompts(model, ids[first], mask[first], vision)
             cache.batch_select_indices(every)
@@ -161,7 +166,9 @@ def _backbone(model: Any) -> Any:
     return (model.get_base_model() if hasattr(model, "get_base_model") else model).model
 
 
-def _read_prompts(model: Any, ids: torch.Tensor, mask: torch.Tensor, vision: dict[str, Any]) -> tuple[DynamicCache, torch.Tensor]:
+def _read_prompts(
+    model: Any, ids: torch.Tensor, mask: torch.Tensor, vision: dict[str, Any]
+) -> tuple[DynamicCache, torch.Tensor]:
     """Keys and values of the prompts (n, P) but for their last token, and their rotary offsets (n, 1)."""
     vision = {k: v[:, :-1] if k == "mm_token_type_ids" else v for k, v in vision.items()}
     inputs = {"input_ids": ids[:, :-1], "attention_mask": mask[:, :-1], **vision}

@@ -23,7 +23,9 @@ COLORS = ("red", "blue", "yellow", "purple", "white", "black")
 SPLITS = ("train", "validation", "test")
 
 _GROUND_RGB = np.array([[150, 205, 240], [95, 165, 85], [215, 180, 125]], np.float32)
-_COLOR_RGB = np.array([[215, 35, 35], [30, 50, 200], [250, 230, 40], [140, 40, 170], [252, 252, 252], [15, 15, 15]], np.float32)
+_COLOR_RGB = np.array(
+    [[215, 35, 35], [30, 50, 200], [250, 230, 40], [140, 40, 170], [252, 252, 252], [15, 15, 15]], np.float32
+)
 _LIGHT = np.linspace(1.15, 0.55, GRID * CELL, dtype=np.float32)  # brightness from the left edge to the right edge
 
 # 5x7 bitmaps of the digits 0 to 9, a row a number, highest bit on the left

@@ -31,7 +31,9 @@ def workshop(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("RFTKIT_HOME", raising=False)
     (tmp_path / "notebooks").mkdir()
-    write("01_good", "import os, sys, rftkit", "print(seed, sys.executable, os.environ['RFTKIT_HOME'], rftkit.__file__)")
+    write(
+        "01_good", "import os, sys, rftkit", "print(seed, sys.executable, os.environ['RFTKIT_HOME'], rftkit.__file__)"
+    )
     write("02_bad", "x = 1", "def broken():\n    raise ValueError('first line\\nsecond line')", "broken()", "x = 2")
     return tmp_path
 

@@ -84,12 +84,15 @@ def test_tiles_are_numbered_row_by_row():
 def test_restore_undoes_make_puzzle_in_both_conventions(case, allow_identity):
     image, rows, cols, seed, index = case
     made = [
-        make_puzzle(image, rows, cols, seed=seed, index=index, convention=c, allow_identity=allow_identity) for c in CONVENTIONS
+        make_puzzle(image, rows, cols, seed=seed, index=index, convention=c, allow_identity=allow_identity)
+        for c in CONVENTIONS
     ]
     forward, inverse = made
     n = rows * cols
     assert same(forward.image, inverse.image) and forward.permutation == inverse.permutation == forward.answer
-    assert all(forward.answer[inverse.answer[k] - 1] == inverse.answer[forward.answer[k] - 1] == k + 1 for k in range(n))
+    assert all(
+        forward.answer[inverse.answer[k] - 1] == inverse.answer[forward.answer[k] - 1] == k + 1 for k in range(n)
+    )
     for p in made:
         assert sorted(p.answer) == list(range(1, n + 1))
         assert allow_identity or p.answer != tuple(range(1, n + 1))
@@ -141,7 +144,9 @@ def test_global_randomness_is_neither_read_nor_moved():
     assert np.array_equal(np_before[1], after[1]) and np_before[2:] == after[2:]
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "P", "RGBA", "CMYK", "YCbCr", "LAB", "HSV", "I", "F", "LA", "PA", "RGBX", "I;16"])
+@pytest.mark.parametrize(
+    "mode", ["1", "L", "P", "RGBA", "CMYK", "YCbCr", "LAB", "HSV", "I", "F", "LA", "PA", "RGBX", "I;16"]
+)
 def test_every_image_mode_becomes_rgb(mode):
     image = noise(10, 11, mode=mode) if mode not in ("LAB", "PA", "I;16") else Image.new(mode, (11, 10))
     p = make_puzzle(image, 3, 3, seed=0)
@@ -454,7 +459,9 @@ def seconds(text):
     return best
 
 
-@pytest.mark.parametrize("frame", ["{}", "<answer>{}</answer>", "<think></think>{}x", "<think></think>{}<answer>1</answer>"])
+@pytest.mark.parametrize(
+    "frame", ["{}", "<answer>{}</answer>", "<think></think>{}x", "<think></think>{}<answer>1</answer>"]
+)
 @pytest.mark.parametrize("unit", ADVERSARIAL.values(), ids=ADVERSARIAL.keys())
 def test_time_is_linear(unit, frame):
     small, large = (frame.format(unit * (size // len(unit))) for size in (2_000_000, 4_000_000))

@@ -49,7 +49,9 @@ def texts(fig):
     renderer = FigureCanvasAgg(fig).get_renderer()
     fig.draw(renderer)
     found = [t for t in fig.findobj(Text) if t.get_visible() and t.get_text().strip()]
-    return [(t.get_text(), Text.get_window_extent(t, renderer), t) for t in found]  # of an annotation, without its leader
+    return [
+        (t.get_text(), Text.get_window_extent(t, renderer), t) for t in found
+    ]  # of an annotation, without its leader
 
 
 def tick_range(fig):
@@ -239,7 +241,9 @@ BLINDNESS = {
     "deutan": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
     "tritan": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
 }
-TO_XYZ = np.array([[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]])
+TO_XYZ = np.array(
+    [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]]
+)
 
 
 def lab(color, matrix):

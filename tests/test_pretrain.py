@@ -43,7 +43,9 @@ def test_pretraining_draws_from_the_training_split_only(monkeypatch):
 
 def test_every_word_of_every_task_is_in_the_vocabulary():
     tokenizer = build_processor().tokenizer
-    rows = [mixture_row(2, i) for i in range(500)] + [t.row(0, i) for t in (*PROBES.values(), JIGSAW) for i in range(50)]
+    rows = [mixture_row(2, i) for i in range(500)] + [
+        t.row(0, i) for t in (*PROBES.values(), JIGSAW) for i in range(50)
+    ]
     for row in rows:
         ids = tokenizer(row.prompt + " " + row.answer)["input_ids"]
         assert tokenizer.unk_token_id not in ids, row

@@ -26,7 +26,9 @@ train(preset, 3, steps=8, eval_steps={2, 5, 8}, save_every=2, home=Path(sys.argv
 
 
 def start(method, base, home):
-    return subprocess.Popen([sys.executable, "-W", "ignore", "-c", SCRIPT, method, str(base), str(home)], env=dict(os.environ))
+    return subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", SCRIPT, method, str(base), str(home)], env=dict(os.environ)
+    )
 
 
 def only_record(home):
@@ -47,7 +49,10 @@ def test_a_killed_run_resumes_to_the_same_end(method, small_base, tmp_path):
     assert whole.status == "done" and [r["step"] for r in whole.evals()] == [0, 2, 5, 8]
 
     home = tmp_path / "killed"
-    for checkpoint in ("checkpoint-2", "checkpoint-6"):  # the second kill lands in the middle of writing it, as often as not
+    for checkpoint in (
+        "checkpoint-2",
+        "checkpoint-6",
+    ):  # the second kill lands in the middle of writing it, as often as not
         process = start(method, small_base, home)
         deadline = time.monotonic() + 120
         while not list(home.glob(f"runs/*/{checkpoint}")):

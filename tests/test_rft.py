@@ -15,7 +15,10 @@ def trainer(cls, preset, folder, beta=0.0):
         del policy.model.model.get_image_features
     data = recording.lazy_dataset(lambda i: rft.rft_row(JIGSAW.row(0, i, "train")), 64)
     args = GRPOConfig(
-        output_dir=str(folder), beta=beta, **rft.grpo_arguments(preset), **recording.trainer_arguments(preset, 1e-3, 3, 0, 100)
+        output_dir=str(folder),
+        beta=beta,
+        **rft.grpo_arguments(preset),
+        **recording.trainer_arguments(preset, 1e-3, 3, 0, 100),
     )
     made = cls(
         policy.model, reward_funcs=[tokens_in_answer], args=args, train_dataset=data, processing_class=policy.processor
@@ -74,7 +77,12 @@ def test_each_prompt_is_read_once_a_group(small_preset, tmp_path, monkeypatch):
 
 def test_rewards_are_the_parts_of_2506_23508():
     truth = (2, 1, 3, 4)
-    texts = ["<think> a </think> <answer> 2 1 3 4 </answer>", "<think> a </think> <answer> 2 1 4 3 </answer>", "<answer> 2 1", ""]
+    texts = [
+        "<think> a </think> <answer> 2 1 3 4 </answer>",
+        "<think> a </think> <answer> 2 1 4 3 </answer>",
+        "<answer> 2 1",
+        "",
+    ]
     completions = [[{"role": "assistant", "content": t}] for t in texts]
     columns = {"answer": [truth] * 4, "rows": [2] * 4, "cols": [2] * 4}
     parts = [f(completions, **columns) for f in (rft.hit, rft.exact, rft.template)]

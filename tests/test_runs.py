@@ -37,7 +37,9 @@ def test_numpy_becomes_plain_and_nan_becomes_null(tmp_path):
     path = tmp_path / "record.json"
     rec = record(rows=RISING)
     rec.metrics[1]["new_exact"] = np.float32(0.5)
-    rec.metrics.append({"kind": "train", "step": 20, "loss": math.nan, "reward": np.float64("inf"), "ids": (np.int64(1), 2)})
+    rec.metrics.append(
+        {"kind": "train", "step": 20, "loss": math.nan, "reward": np.float64("inf"), "ids": (np.int64(1), 2)}
+    )
     runs.save_record(rec, path)
     back = runs.load_record(path).metrics
     assert back[1]["new_exact"] == 0.5

@@ -43,7 +43,9 @@ def test_every_place_can_be_told_from_its_own_pixels():
 def test_objects_are_drawn_inside_their_cell_only(shape, color):
     plain = scenes.draw(landscape(), scenes.rng_for(0)).pixels.astype(int)
     cell = Cell(4, shape, color)
-    with_object = scenes.draw(tuple(cell if p == 4 else Cell(p) for p in range(9)), scenes.rng_for(0)).pixels.astype(int)
+    with_object = scenes.draw(tuple(cell if p == 4 else Cell(p) for p in range(9)), scenes.rng_for(0)).pixels.astype(
+        int
+    )
     moved = abs(with_object - plain).max(-1) > 40  # the noise is another draw: a few grey levels
     inside = np.zeros((84, 84), bool)
     inside[28:56, 28:56] = True

@@ -1,0 +1,38 @@
+"""What only a GPU can tell: the same code on CUDA. Run with `pytest -m gpu` on a machine that has one."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from rftkit.policy import encode, load_policy
+from rftkit.rft import train_rft
+from rftkit.sft import train_sft
+from rftkit.tasks import JIGSAW
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.fixture
+def preset(small_preset):
+    return dataclasses.replace(small_preset, device="cuda", dtype="auto", rft_prompts=2)
+
+
+@pytest.mark.parametrize("quantize", ["none", "nf4"])
+@pytest.mark.parametrize("train", [train_sft, train_rft])
+def test_two_updates_on_the_gpu(train, quantize, preset, tmp_path):
+    preset = dataclasses.replace(preset, quantize=quantize, lora_rank=4)
+    record, policy = train(preset, 0, steps=2, eval_steps={2}, home=tmp_path)
+    assert record.status == "done" and policy.model.device.type == "cuda"
+    assert torch.cuda.max_memory_allocated() > 0
+
+
+def test_logits_agree_with_the_cpu(small_preset, preset):
+    preset = dataclasses.replace(preset, dtype="float32")
+    rows = JIGSAW.rows(0, 2)
+    logits = []
+    for p in (small_preset, preset):
+        policy = load_policy(p)
+        with torch.no_grad():
+            logits.append(policy.model(**encode(policy, rows)).logits.cpu())
+    torch.testing.assert_close(logits[0], logits[1], atol=1e-3, rtol=1e-3)
