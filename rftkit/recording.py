@@ -16,16 +16,16 @@ import torch
 from datasets import Dataset
 from transformers import PrinterCallback, TrainerCallback
 
-from rftkit import evals, jigsaw, policy, runs
+from rftkit import evals, hub, jigsaw, policy, runs
 from rftkit.config import Preset
-from rftkit.tasks import JIGSAW, PROBES, Row
+from rftkit.tasks import Row
 
 EVAL_SEED = 9_000  # held-out rows are the same for every run, so that arms are compared on the same questions
 
 
 def held_out(preset: Preset, split: str = "test") -> dict[str, list[Row]]:
     """The new task's and the probes' evaluation rows."""
-    return {t.name: t.rows(EVAL_SEED, preset.eval_n, split) for t in (JIGSAW, *PROBES.values())}
+    return {t.name: t.rows(EVAL_SEED, preset.eval_n, split) for t in (hub.new_task(preset), *hub.probes(preset).values())}
 
 
 def evaluate_all(model: policy.Policy, held: dict[str, list[Row]]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -39,7 +39,7 @@ def evaluate_all(model: policy.Policy, held: dict[str, list[Row]]) -> tuple[dict
     hits = [jigsaw.hit_fraction(p, r.data["answer"]) for p, r in zip(parsed, held["jigsaw"], strict=True)]
     counts = {
         name: evals.evaluate(lambda rows: policy.generate(model, rows), task, held[name])
-        for name, task in PROBES.items()
+        for name, task in hub.probes(model.preset).items()
     }
     row = {
         "kind": "eval",
@@ -78,7 +78,7 @@ class Recorder(TrainerCallback):
         self.started = time.monotonic()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        kept = runs.truncate_after(self.record, state.global_step)
+        kept = runs.truncate_after(self.record, state.global_step or -1)  # from the start: nothing is kept
         self.record.metrics, self.record.samples = kept.metrics, kept.samples
         done = [m["seconds"] for m in self.record.metrics if "seconds" in m]
         self.started = time.monotonic() - (done[-1] if done else 0.0)

@@ -17,11 +17,11 @@ from transformers import DynamicCache
 from trl import GRPOConfig, GRPOTrainer
 from trl.models.utils import unwrap_model_for_generation
 
-from rftkit import jigsaw, recording, runs
+from rftkit import hub, jigsaw, recording, runs
 from rftkit.config import Preset
 from rftkit.policy import Policy, load_policy
 from rftkit.sft import lora_config
-from rftkit.tasks import JIGSAW, Row
+from rftkit.tasks import Row
 
 # --- rewards: 2506.23508's three parts, as three functions, so that TRL logs each -------------------------------------------
 
@@ -219,7 +219,8 @@ def train_rft(
         "reuse": preset.rft_reuse, "lora_rank": preset.lora_rank, "stop_at": stop_at,
     }  # fmt: skip
     policy = load_policy(preset)
-    dataset = recording.lazy_dataset(lambda i: rft_row(JIGSAW.row(seed, i, "train")), preset.train_n)
+    task = hub.new_task(preset)
+    dataset = recording.lazy_dataset(lambda i: rft_row(task.row(seed, i, "train")), preset.train_n)
 
     def build(folder: Path, recorder: recording.Recorder) -> RFTTrainer:
         args = GRPOConfig(

@@ -8,10 +8,10 @@ from typing import Any
 from peft import LoraConfig
 from trl import SFTConfig, SFTTrainer
 
-from rftkit import recording, runs
+from rftkit import hub, recording, runs
 from rftkit.config import Preset
 from rftkit.policy import LORA_TARGETS, Policy, load_policy
-from rftkit.tasks import JIGSAW, Row
+from rftkit.tasks import Row
 
 
 def sft_row(row: Row) -> dict[str, Any]:
@@ -44,7 +44,8 @@ def train_sft(
     steps = steps or preset.sft_steps
     config = {"lr": lr, "steps": steps, "batch": preset.sft_batch, "lora_rank": rank, "stop_at": stop_at}
     policy = load_policy(preset)
-    dataset = recording.lazy_dataset(lambda i: sft_row(JIGSAW.row(seed, i, "train")), preset.train_n)
+    task = hub.new_task(preset)
+    dataset = recording.lazy_dataset(lambda i: sft_row(task.row(seed, i, "train")), preset.train_n)
 
     def build(folder: Path, recorder: recording.Recorder) -> SFTTrainer:
         args = SFTConfig(

@@ -287,9 +287,14 @@ def landscape(rng: np.random.Generator, split: str) -> Image.Image:
     return scenes.draw(cells, rng).image
 
 
-def _jigsaw(rng: np.random.Generator, split: str) -> Row:
-    puzzle = jigsaw.make_puzzle(landscape(rng, split), seed=int(rng.integers(2**31)))
-    return jigsaw_row(puzzle)
+def jigsaw_task(rows: int, cols: int, style: str, image_of: Callable[[np.random.Generator, str], Image.Image]) -> Task:
+    """The jigsaw on a rows x cols grid, worded in `style` ("short" or "full"), over the images that `image_of` draws."""
+
+    def make(rng: np.random.Generator, split: str) -> Row:
+        image = image_of(rng, split)
+        return jigsaw_row(jigsaw.make_puzzle(image, rows, cols, seed=int(rng.integers(2**31))), style)
+
+    return Task("jigsaw", make, _score_jigsaw)
 
 
 def jigsaw_row(puzzle: jigsaw.Puzzle, style: str = "short") -> Row:
@@ -306,7 +311,7 @@ def _score_jigsaw(text: str, row: Row) -> Verdict:
     return "correct" if parsed.indices == row.data["answer"] else "wrong"
 
 
-JIGSAW = Task("jigsaw", _jigsaw, _score_jigsaw)
+JIGSAW = jigsaw_task(GRID, GRID, "short", landscape)
 
 
 def messages(row: Row, system: str | None = None) -> list[dict[str, Any]]:
