@@ -29,7 +29,7 @@ class PlainTrainer(GRPOTrainer):
 
     def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
         with torch.random.fork_rng():
-            torch.manual_seed(self.args.seed * 1_000_003 + self._step)
+            torch.manual_seed(self.args.seed * 1_000_003 + self.state.global_step)
             return super()._generate_single_turn(*args, **kwargs)
 
 
@@ -77,6 +77,7 @@ def step(side: Side) -> None:
     torch.nn.utils.clip_grad_norm_(side.trainer.model.parameters(), 1.0)
     side.trainer.optimizer.step()
     side.trainer.optimizer.zero_grad()
+    side.trainer.state.global_step += 1
     side.seconds.append(time.perf_counter() - started)
     side.megabytes.append(_peak() - before)
     side.losses.append(loss.item())

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from peft import PeftModel
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from transformers import BitsAndBytesConfig, ProcessorMixin, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
@@ -149,10 +148,11 @@ def load_trained(policy: Policy, folder: Path) -> None:
     if (folder / "adapter_config.json").exists():
         policy.model = PeftModel.from_pretrained(policy.model, str(folder))
         return
-    weights = {k: v for path in sorted(folder.glob("*.safetensors")) for k, v in load_file(path).items()}
-    if not weights:
+    if not (folder / "config.json").exists():
         raise UserError(f"The finished run's weights are gone from {folder}: delete its folder and run it again.")
-    policy.model.load_state_dict(weights, strict=False)  # a tied lm_head is not stored twice
+    # the file has the Hub's parameter names, which only from_pretrained translates
+    saved = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=policy.model.dtype)
+    policy.model.load_state_dict(saved.state_dict())
 
 
 # --- image features, once per distinct image ----------------------------------------------------------------------------------
@@ -243,8 +243,12 @@ def generate(
 def encode(policy: Policy, rows: list[Row]) -> dict[str, torch.Tensor]:
     """Rows as model inputs, left-padded; all of them with an image, or none."""
     inputs = policy.processor.apply_chat_template(
-        [messages(row) for row in rows], add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt", padding=True
-    )  # fmt: skip
+        [messages(row) for row in rows],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        processor_kwargs={"return_tensors": "pt", "padding": True},
+    )
     if rows[0].image is None:
         inputs.pop("mm_token_type_ids", None)
     return {k: v.to(policy.model.device) for k, v in inputs.items()}

@@ -25,7 +25,9 @@ EVAL_SEED = 9_000  # held-out rows are the same for every run, so that arms are 
 
 def held_out(preset: Preset, split: str = "test") -> dict[str, list[Row]]:
     """The new task's and the probes' evaluation rows."""
-    return {t.name: t.rows(EVAL_SEED, preset.eval_n, split) for t in (hub.new_task(preset), *hub.probes(preset).values())}
+    return {
+        t.name: t.rows(EVAL_SEED, preset.eval_n, split) for t in (hub.new_task(preset), *hub.probes(preset).values())
+    }
 
 
 def evaluate_all(model: policy.Policy, held: dict[str, list[Row]]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -189,7 +191,12 @@ def run(
     record = runs.load_record(path) if path.exists() else None
     if record is None:
         record = runs.RunRecord(
-            name=name, method=name, preset=model.preset.name, seed=seed, config=settings, versions=runs.versions()
+            name=name,
+            method=name,
+            preset=model.preset.name,
+            seed=seed,
+            config=settings,
+            versions=runs.versions() | hub.revisions(model.preset),
         )
     elif record.status == "done":
         policy.load_trained(model, folder / "final")
@@ -199,7 +206,12 @@ def run(
     trainer = build(folder, recorder)
     model.model = trainer.model  # with peft's wrapper, if the arm has one
     trainer.pop_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=last_checkpoint(folder))
+    checkpoint = last_checkpoint(folder)
+    if checkpoint and (Path(checkpoint) / "config.json").exists():
+        # transformers' own resume matches no name of a Qwen2.5-VL file (they are the Hub's) and says nothing: it would
+        # go on from the base. An adapter's names do match.
+        policy.load_trained(model, Path(checkpoint))
+    trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model(str(folder / "final"))
     record.status = "done"
     runs.save_record(record, path)

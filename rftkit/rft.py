@@ -65,6 +65,12 @@ class RFTTrainer(GRPOTrainer):
             self.use_vllm or self.args.gradient_checkpointing or self.accelerator.num_processes > 1 or self.tools
         )
 
+    def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
+        """TRL counts micro-steps from 0 after a resume; its schedule of fresh rollouts needs the count from the first update."""
+        if self._buffered_inputs is None and self.model.training:
+            self._step = self.state.global_step * self.args.gradient_accumulation_steps
+        return super()._prepare_inputs(generation_batch)
+
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         size = self.num_generations if self.model.training else self.num_generations_eval
         self._group = torch.arange(len(inputs), device=self.accelerator.device) // size
@@ -95,7 +101,7 @@ class RFTTrainer(GRPOTrainer):
         if not self._shares_prompts:
             return super()._generate_single_turn(prompt_ids, images, fields, num_generations, **kwargs)
         with torch.random.fork_rng(devices=[] if self.accelerator.device.type == "cpu" else None):
-            torch.manual_seed(self.args.seed * 1_000_003 + self._step)
+            torch.manual_seed(self.args.seed * 1_000_003 + self.state.global_step)
             return self._generate_shared(prompt_ids, fields, num_generations)
 
     def _generate_shared(
@@ -213,6 +219,7 @@ def train_rft(
     lr = lr or preset.rft_lr
     steps = steps or preset.rft_steps
     beta = preset.rft_beta if beta is None else beta
+    save_every = -(-save_every // preset.rft_reuse) * preset.rft_reuse  # rollouts are not saved: stop between two batches
     batch = preset.rft_prompts * preset.rft_group
     config = {
         "lr": lr, "steps": steps, "beta": beta, "prompts": preset.rft_prompts, "group": preset.rft_group,

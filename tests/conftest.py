@@ -31,7 +31,9 @@ def small_base(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("base")
     processor = build_processor()
-    recipe = Recipe(hidden=64, layers=2, heads=2, kv_heads=1, mlp=64, vision_hidden=32, vision_blocks=2)  # NF4 wants 32s
+    recipe = Recipe(
+        hidden=64, layers=2, heads=2, kv_heads=1, mlp=64, vision_hidden=32, vision_blocks=2
+    )  # NF4 wants 32s
     build_model(recipe, processor, 0).save_pretrained(folder)
     processor.save_pretrained(folder)
     write_hashes(folder)

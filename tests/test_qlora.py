@@ -30,7 +30,9 @@ def test_only_the_language_model_is_quantised(preset):
 
 @pytest.mark.parametrize("train", [train_sft, train_rft])
 def test_an_adapter_trains_and_is_read_back(train, preset, tmp_path, monkeypatch):
-    monkeypatch.setattr(rft, "hit", distinct_words)  # an untrained model earns nothing else, and learns nothing from nothing
+    monkeypatch.setattr(
+        rft, "hit", distinct_words
+    )  # an untrained model earns nothing else, and learns nothing from nothing
     kwargs = {"beta": 0.1} if train is train_rft else {}
     record, trained = train(preset, 0, steps=2, eval_steps={2}, home=tmp_path, **kwargs)
     names = [n for n, p in trained.model.named_parameters() if p.requires_grad]

@@ -10,7 +10,8 @@ import time
 import pytest
 import torch
 
-from rftkit import recording, runs
+from rftkit import recording, rft, runs
+from rftkit.policy import load_policy
 from rftkit.rft import train_rft
 from rftkit.sft import train_sft
 
@@ -78,10 +79,14 @@ def test_a_half_written_checkpoint_is_passed_over(tmp_path):
 
 
 @pytest.mark.parametrize("train", [train_sft, train_rft])
-def test_a_finished_run_is_read_and_a_changed_setting_is_another_run(train, small_preset, tmp_path):
-    first, trained = train(small_preset, 0, steps=1, eval_steps={1}, home=tmp_path)
-    again, read = train(small_preset, 0, steps=1, eval_steps={1}, home=tmp_path)
-    weights = trained.model.state_dict()
+def test_a_finished_run_is_read_and_a_changed_setting_is_another_run(train, small_preset, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        rft, "hit", lambda completions, **_: [len(set(c[0]["content"].split())) / 12 for c in completions]
+    )
+    first, trained = train(small_preset, 0, steps=2, eval_steps={2}, home=tmp_path)
+    again, read = train(small_preset, 0, steps=2, eval_steps={2}, home=tmp_path)
+    weights, base = trained.model.state_dict(), load_policy(small_preset).model.state_dict()
+    assert any(not torch.equal(v, base[k]) for k, v in weights.items())  # the first update has rate 0: two are needed
     assert all(torch.equal(v, weights[k]) for k, v in read.model.state_dict().items())
     assert json.dumps(again.metrics) == json.dumps(runs.load_record(next(tmp_path.glob("runs/*/record.json"))).metrics)
     train(small_preset, 0, steps=1, eval_steps={1}, lr=1e-5, home=tmp_path)
