@@ -1,4 +1,4 @@
-"""The command line: `python -m rftkit run|bench|pretrain`.
+"""The command line: `python -m rftkit run|bench|pretrain|record`.
 
 Exit codes: 0 all went well, 1 a notebook failed, 2 bad input (told in one sentence on stderr), 130 interrupted.
 """
@@ -12,7 +12,11 @@ import sys
 import rftkit
 from rftkit.config import PRESETS, UserError
 
-OWN_COMMANDS = {"bench": "time our training loops beside plain TRL", "pretrain": "rebuild the bundled tiny base model"}
+OWN_COMMANDS = {  # command: (module, what it does)
+    "bench": ("bench", "time an RFT step beside plain TRL"),
+    "pretrain": ("pretrain", "rebuild the bundled tiny base model"),
+    "record": ("arms", "make the recorded runs again"),
+}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -27,7 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="set a parameter of the notebooks; may be repeated",
     )  # fmt: skip
     run.add_argument("--out", help="folder for what is made (default: $RFTKIT_HOME, else build)")
-    for name, text in OWN_COMMANDS.items():
+    for name, (_, text) in OWN_COMMANDS.items():
         commands.add_parser(name, help=text)
     return parser
 
@@ -37,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     try:
         if argv and argv[0] in OWN_COMMANDS:  # these read their own options
-            return importlib.import_module(f"rftkit.{argv[0]}").main(argv[1:])
+            return importlib.import_module(f"rftkit.{OWN_COMMANDS[argv[0]][0]}").main(argv[1:])
         args = build_parser().parse_args(argv)
         from rftkit.notebooks import run_notebooks
 

@@ -18,10 +18,9 @@ import torch
 from tqdm import tqdm
 from trl import GRPOConfig, GRPOTrainer
 
-from rftkit import recording, rft
+from rftkit import hub, recording, rft
 from rftkit.config import Preset, get_preset
 from rftkit.policy import load_policy
-from rftkit.tasks import JIGSAW
 
 
 class PlainTrainer(GRPOTrainer):
@@ -50,7 +49,8 @@ def make_side(name: str, trainer_class: type[GRPOTrainer], preset: Preset, folde
     policy = load_policy(preset)
     if trainer_class is PlainTrainer:
         del policy.model.model.get_image_features  # back to the class's own: no reuse of features
-    dataset = recording.lazy_dataset(lambda i: rft.rft_row(JIGSAW.row(0, i, "train")), preset.train_n)
+    task = hub.new_task(preset)
+    dataset = recording.lazy_dataset(lambda i: rft.rft_row(task.row(0, i, "train")), preset.train_n)
     args = GRPOConfig(
         output_dir=folder,
         beta=preset.rft_beta,

@@ -215,6 +215,6 @@ def run(
     trainer.save_model(str(folder / "final"))
     record.status = "done"
     runs.save_record(record, path)
-    for checkpoint in folder.glob("checkpoint-*"):  # only an unfinished run needs them
-        shutil.rmtree(checkpoint)
+    for old in folder.glob("checkpoint-*"):  # only an unfinished run needs them
+        shutil.rmtree(old)
     return record
