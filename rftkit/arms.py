@@ -15,42 +15,44 @@ from rftkit.policy import Policy
 from rftkit.rft import train_rft
 from rftkit.sft import train_sft
 
-# Evaluations: dense where the arm is fast, so that the update at which it reaches the matched accuracy is known closely.
-SFT_EVALS = {2, 4, 6, 8, 10, 13, 16, 20, 25, 30, 35, 40, 50, 60, 80, 100}
+
+def _fast(steps: int) -> set[int]:
+    """Evaluations dense where the fastest arm crosses, so that the update at which it reaches the matched accuracy is known."""
+    return {s for s in (4, 8, 12, 16, 20, 24, 28, 32, 36, 40, 50, 60, 80, 100, 150, 200, 300, 400) if s < steps} | {
+        steps
+    }
 
 
-def _rft_evals(preset: Preset) -> set[int]:
-    return {*range(20, preset.rft_steps + 1, 20), preset.rft_steps}
-
-
-def _sft_evals(preset: Preset) -> set[int]:
-    return {s for s in SFT_EVALS if s <= preset.sft_steps} | {preset.sft_steps}
+def _slow(steps: int) -> set[int]:
+    return {*range(20, steps, 20), steps}
 
 
 def sft(preset: Preset, seed: int, home: Path | None = None) -> tuple[runs.RunRecord, Policy]:
     """Answer-only SFT at its own learning rate."""
-    return train_sft(preset, seed, name="sft", eval_steps=_sft_evals(preset), home=home)
+    return train_sft(preset, seed, name="sft", eval_steps=_fast(preset.sft_steps), home=home)
 
 
 def sft_rft_lr(preset: Preset, seed: int, home: Path | None = None) -> tuple[runs.RunRecord, Policy]:
     """Answer-only SFT at RFT's learning rate: is the rate what forgets?"""
-    return train_sft(preset, seed, name="sft_rft_lr", lr=preset.rft_lr, eval_steps=_sft_evals(preset), home=home)
+    steps = 3 * preset.sft_steps  # the lower rate needs longer
+    return train_sft(preset, seed, name="sft_rft_lr", lr=preset.rft_lr, steps=steps, eval_steps=_slow(steps), home=home)
 
 
 def lora_sft(preset: Preset, seed: int, home: Path | None = None) -> tuple[runs.RunRecord, Policy]:
     """Answer-only SFT of a low-rank adapter: is the number of free parameters what forgets?"""
     rank = preset.lora_rank or 8
-    return train_sft(preset, seed, name="lora_sft", lora_rank=rank, eval_steps=_sft_evals(preset), home=home)
+    steps = 2 * preset.sft_steps
+    return train_sft(preset, seed, name="lora_sft", lora_rank=rank, steps=steps, eval_steps=_slow(steps), home=home)
 
 
 def rft(preset: Preset, seed: int, home: Path | None = None) -> tuple[runs.RunRecord, Policy]:
     """GRPO."""
-    return train_rft(preset, seed, name="rft", eval_steps=_rft_evals(preset), home=home)
+    return train_rft(preset, seed, name="rft", eval_steps=_slow(preset.rft_steps), home=home)
 
 
 def rft_kl(preset: Preset, seed: int, home: Path | None = None) -> tuple[runs.RunRecord, Policy]:
     """GRPO with a KL term to the base: is the penalty what keeps?"""
-    return train_rft(preset, seed, name="rft_kl", beta=preset.kl_beta, eval_steps=_rft_evals(preset), home=home)
+    return train_rft(preset, seed, name="rft_kl", beta=preset.kl_beta, eval_steps=_slow(preset.rft_steps), home=home)
 
 
 ARMS: dict[str, Callable[[Preset, int, Path | None], tuple[runs.RunRecord, Policy]]] = {

@@ -76,7 +76,7 @@ class Recorder(TrainerCallback):
         self.record, self.folder, self.model, self.eval_steps, self.stop_at = record, folder, model, eval_steps, stop_at
         self.held = held_out(model.preset)
         self.examples_per_step = 0
-        self.tokens = 0
+        self.tokens = self.counted = 0
         self.started = time.monotonic()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -84,19 +84,25 @@ class Recorder(TrainerCallback):
         self.record.metrics, self.record.samples = kept.metrics, kept.samples
         done = [m["seconds"] for m in self.record.metrics if "seconds" in m]
         self.started = time.monotonic() - (done[-1] if done else 0.0)
+        self.tokens = max((m["tokens"] for m in self.record.metrics), default=0)
+        self.counted = int(state.num_input_tokens_seen)  # where the trainer's own counter starts
         if state.global_step == 0:
             self._evaluate(0, state, control)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step in self.eval_steps:
-            self._evaluate(state.global_step, state, control)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         wanted = ("loss", "reward", "rewards/hit/mean", "rewards/exact/mean", "rewards/template/mean", "entropy", "kl", "grad_norm",
                   "completions/mean_length", "frac_reward_zero_std", "step_time")  # fmt: skip
         row = {k.replace("/", "_"): v for k, v in (logs or {}).items() if k in wanted}
-        if row:
-            self.record.metrics.append({"kind": "train", "step": state.global_step, **row})
+        if "loss" in row:
+            counted = int((logs or {}).get("num_tokens", 0))
+            self.tokens += counted - self.counted if counted >= self.counted else counted  # SFTTrainer counts anew
+            self.counted = counted
+            self.record.metrics.append({"kind": "train", "step": state.global_step, "tokens": self.tokens, **row})
+        done = self.record.evals()[-1]["step"] if self.record.evals() else -1
+        if state.global_step in self.eval_steps and state.global_step > done:
+            self._evaluate(state.global_step, state, control)
+        elif control.should_save:  # before the checkpoint is written: a resumed run finds every update up to it
+            runs.save_record(self.record, self.folder / "record.json")
 
     def _evaluate(self, step: int, state: Any, control: Any) -> None:
         paused = time.monotonic()
@@ -107,7 +113,7 @@ class Recorder(TrainerCallback):
             "step": step,
             "seconds": seconds,
             "examples": step * self.examples_per_step,
-            "tokens": int(state.num_input_tokens_seen),
+            "tokens": self.tokens,
         }
         self.record.metrics.append(row)
         self.record.samples += [{"step": step, **sample} for sample in samples]
@@ -191,7 +197,7 @@ def run(
     record = runs.load_record(path) if path.exists() else None
     if record is None:
         record = runs.RunRecord(
-            name=name,
+            name=f"{name}-s{seed}",
             method=name,
             preset=model.preset.name,
             seed=seed,

@@ -219,7 +219,9 @@ def train_rft(
     lr = lr or preset.rft_lr
     steps = steps or preset.rft_steps
     beta = preset.rft_beta if beta is None else beta
-    save_every = -(-save_every // preset.rft_reuse) * preset.rft_reuse  # rollouts are not saved: stop between two batches
+    save_every = (
+        -(-save_every // preset.rft_reuse) * preset.rft_reuse
+    )  # rollouts are not saved: stop between two batches
     batch = preset.rft_prompts * preset.rft_group
     config = {
         "lr": lr, "steps": steps, "beta": beta, "prompts": preset.rft_prompts, "group": preset.rft_group,
