@@ -8,9 +8,12 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from rftkit import runs
 from rftkit.config import Preset, UserError, get_preset
+from rftkit.evals import value_at
+from rftkit.plots import learning_curves, style_of
 from rftkit.policy import Policy
 from rftkit.rft import train_rft
 from rftkit.sft import train_sft
@@ -60,6 +63,78 @@ ARMS: dict[str, Callable[[Preset, int, Path | None], tuple[runs.RunRecord, Polic
 }  # fmt: skip
 
 
+# --- what the README shows, made from the recorded runs ---------------------------------------------------------------------
+
+ROOT = Path(__file__).parent.parent
+BEGIN, END = "<!-- results: made by `python -m rftkit record`, do not edit -->", "<!-- end of results -->"
+TARGET = 0.5  # exact accuracy at which arms are compared
+
+
+def results(records: list[runs.RunRecord]) -> str:
+    """The results as Markdown: every arm at matched accuracy, with t intervals over seeds, and the drop probe by probe."""
+    lines = [
+        f"At {TARGET:.0%} exact on the new task (Student's t, 95 %, over the seeds named; points of mean accuracy on eight probes):",
+        "",
+        "| arm | seeds | update | seconds of training | prior drop | interval | did not get there |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in runs.matched_table(records, TARGET):
+        mine = [r for r in records if r.method == row.method and r.seed in row.seeds]
+        at = [runs.at_matched(r, TARGET) for r in mine]
+        steps = [m["step"] for m in at if m]
+        seconds = [value_at(*runs.curve(r, "seconds"), m["step"]) for r, m in zip(mine, at, strict=True) if m]
+        spread = f"{row.lo:.1f} to {row.hi:.1f}" if len(steps) > 1 else "-"
+        lines.append(
+            f"| {style_of(row.method).label} | {', '.join(map(str, row.seeds)) or '-'} | {_range(steps)} | {_range(seconds)} "
+            f"| {f'{row.mean:.1f}' if steps else '-'} | {spread} | {', '.join(row.excluded) or '-'} |"
+        )
+    return "\n".join(
+        [*lines, "", *_by_probe(records), "", "![" + _figure(records).alt + "](course/figures/sft_vs_rft.png)"]
+    )  # type: ignore[attr-defined]
+
+
+def _range(values: list[float]) -> str:
+    return f"{min(values):.0f} to {max(values):.0f}" if values else "-"
+
+
+def _by_probe(records: list[runs.RunRecord]) -> list[str]:
+    """Accuracy on each probe at the first evaluation at or after the target, mean over the runs that got there."""
+    probes = list(records[0].evals()[0]["prior"])
+    lines = ["Accuracy probe by probe at the first evaluation past the target, mean over seeds:", ""]
+    lines += ["| arm | exact | " + " | ".join(probes) + " |", "|---" * (len(probes) + 2) + "|"]
+    for method in dict.fromkeys(r.method for r in records):
+        rows = [next((e for e in r.evals() if e["new_exact"] >= TARGET), None) for r in records if r.method == method]
+        got = [r for r in rows if r]
+        if got:
+            shares = [
+                sum(r["prior"][p]["correct"] / sum(r["prior"][p].values()) for r in got) / len(got) for p in probes
+            ]
+            exact = sum(r["new_exact"] for r in got) / len(got)
+            lines.append(f"| {style_of(method).label} | {exact:.2f} | " + " | ".join(f"{s:.2f}" for s in shares) + " |")
+    return lines
+
+
+def _figure(records: list[runs.RunRecord]) -> Any:
+    return learning_curves(records, TARGET)
+
+
+def recorded() -> list[runs.RunRecord]:
+    """The recorded runs of the tiny tier, in the order of the arms."""
+    return sorted(runs.load_recorded(), key=lambda r: (list(ARMS).index(r.method), r.seed))
+
+
+def write_results() -> None:
+    """Renew the README's table and figure from the recorded runs."""
+    records = recorded()
+    figure = _figure(records)
+    path = ROOT / "course" / "figures" / "sft_vs_rft.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150, transparent=True)
+    readme = ROOT / "README.md"
+    head, _, rest = readme.read_text().partition(BEGIN)
+    readme.write_text(head + BEGIN + "\n\n" + results(records) + "\n\n" + END + rest.partition(END)[2])
+
+
 def main(argv: list[str]) -> int:
     """Make the recorded runs: each arm and seed, resuming what was interrupted, and copy their records to the course."""
     parser = argparse.ArgumentParser(prog="python -m rftkit record", description=main.__doc__)
@@ -73,4 +148,6 @@ def main(argv: list[str]) -> int:
         for arm in args.arms:
             record, _ = ARMS[arm](get_preset(args.preset), seed, None)
             runs.save_record(record, runs.RECORDED_DIR / f"{args.preset}-{arm}-s{seed}.json")
+    if args.preset == "tiny":
+        write_results()
     return 0

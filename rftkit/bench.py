@@ -22,6 +22,8 @@ from rftkit import hub, recording, rft
 from rftkit.config import Preset, get_preset
 from rftkit.policy import load_policy
 
+PROC = Path("/proc/self")  # Linux alone says how much memory a process used at most; elsewhere the table says nan
+
 
 class PlainTrainer(GRPOTrainer):
     """TRL's trainer as it comes, but for the seed of its rollouts, which is the kit's, so that both sample the same."""
@@ -87,12 +89,14 @@ def step(side: Side) -> None:
 def _reset_peak() -> None:
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    else:
-        Path("/proc/self/clear_refs").write_text("5")  # Linux: start the high-water mark anew
+    elif PROC.exists():
+        (PROC / "clear_refs").write_text("5")  # start the high-water mark anew
 
 
 def _status(key: str) -> float:
-    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(key))
+    if not PROC.exists():
+        return float("nan")
+    line = next(x for x in (PROC / "status").read_text().splitlines() if x.startswith(key))
     return int(line.split()[1]) / 1024
 
 
