@@ -7,6 +7,7 @@ losses must agree; the table prints by how much they do.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import statistics
 import time
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from tqdm import tqdm
 from trl import GRPOConfig, GRPOTrainer
 
 from rftkit import hub, recording, rft
-from rftkit.config import Preset, get_preset
+from rftkit.config import Preset, UserError, get_preset
 from rftkit.policy import load_policy
 
 PROC = Path("/proc/self")  # Linux alone says how much memory a process used at most; elsewhere the table says nan
@@ -73,7 +74,7 @@ def step(side: Side) -> None:
     """One update: rollouts, rewards, loss, gradient, AdamW."""
     batch = next(side.batches)
     _reset_peak()
-    before = _memory()
+    before = _status("VmRSS")
     started = time.perf_counter()
     loss = side.trainer.training_step(side.trainer.model, batch, None)
     torch.nn.utils.clip_grad_norm_(side.trainer.model.parameters(), 1.0)
@@ -81,32 +82,22 @@ def step(side: Side) -> None:
     side.trainer.optimizer.zero_grad()
     side.trainer.state.global_step += 1
     side.seconds.append(time.perf_counter() - started)
-    side.megabytes.append(_peak() - before)
+    side.megabytes.append(_status("VmHWM") - before)
     side.losses.append(loss.item())
     side.rewards.append(side.trainer._metrics["train"]["reward"][-1])
 
 
 def _reset_peak() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-    elif PROC.exists():
+    with contextlib.suppress(OSError):
         (PROC / "clear_refs").write_text("5")  # start the high-water mark anew
 
 
 def _status(key: str) -> float:
-    if not PROC.exists():
-        return float("nan")
-    line = next(x for x in (PROC / "status").read_text().splitlines() if x.startswith(key))
-    return int(line.split()[1]) / 1024
-
-
-def _memory() -> float:
-    """Megabytes in use: of the GPU, or resident in this process."""
-    return torch.cuda.memory_allocated() / 2**20 if torch.cuda.is_available() else _status("VmRSS")
-
-
-def _peak() -> float:
-    return torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else _status("VmHWM")
+    """Megabytes, from Linux's account of this process; nan where there is none."""
+    with contextlib.suppress(OSError):
+        line = next(x for x in (PROC / "status").read_text().splitlines() if x.startswith(key))
+        return int(line.split()[1]) / 1024
+    return float("nan")
 
 
 def compare(preset: Preset, steps: int = 12, warm_up: int = 2) -> tuple[Side, Side]:
@@ -129,6 +120,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--steps", type=int, default=12)
     args = parser.parse_args(argv)
     preset = get_preset(args.preset)
+    if preset.device != "cpu" or args.steps < 1:
+        raise UserError("The bench compares whole updates on the CPU: take --preset tiny and --steps 1 or more.")
     print(f"{preset.rft_prompts} puzzles x {preset.rft_group} rollouts a step, {torch.get_num_threads()} threads")
     kit, plain = compare(preset, args.steps)
     print(f"{'':10} {'s a step (median)':>18} {'min':>6} {'max':>6} {'peak MB over idle':>18}")

@@ -33,6 +33,12 @@ class Preset:
     quantize: str = "none"  # "none" or "nf4"
     lora_rank: int = 0  # 0 trains all parameters (of the language model)
     freeze_vision: bool = True
+    micro_batch: int = (
+        0  # examples on the device at once, the rest accumulated; 0: all of an update (RFT on a GPU: one group)
+    )
+    checkpointing: bool = (
+        False  # recompute activations in the backward pass: less memory, slower, RFT reads prompts G times
+    )
     device: str = "cpu"
     dtype: str = "float32"
     sft_lr: float = 1e-3
@@ -44,7 +50,7 @@ class Preset:
     sft_steps: int = 60
     rft_steps: int = 220
     rft_beta: float = 0.0  # KL coefficient of the RFT arm; the KL arm uses `kl_beta`
-    kl_beta: float = 0.02
+    kl_beta: float = 0.005
     rft_reuse: int = 1  # optimiser steps taken on each batch of rollouts (mu of GRPO)
     train_n: int = 20_000  # puzzles in the training split
     eval_n: int = 100  # held-out examples for the new task and for each probe
@@ -69,6 +75,7 @@ PRESETS = {
         rft_lr=1e-5,
         lora_lr=1e-4,
         sft_batch=16,
+        micro_batch=2,
         rft_prompts=4,
         sft_steps=400,
         rft_steps=2000,
@@ -84,10 +91,12 @@ PRESETS = {
         max_pixels=672 * 672,
         max_completion=512,
         device="cuda",
-        dtype="bfloat16",
+        dtype="float32",  # weights and AdamW in float32 under bfloat16 autocast: at 1e-6 a bfloat16 weight would not move
         sft_lr=1e-5,
         rft_lr=1e-6,
         sft_batch=64,
+        micro_batch=2,
+        checkpointing=True,
         rft_prompts=64,
         sft_steps=400,
         rft_steps=27_360,
@@ -133,7 +142,7 @@ def _coerce(key: str, value: Any, kind: type) -> Any:
 
 def _check(p: Preset) -> None:
     least = {
-        "rows": 1, "cols": 1, "max_pixels": 56 * 56, "max_completion": 8, "lora_rank": 0, "sft_batch": 1,
+        "rows": 1, "cols": 1, "max_pixels": 56 * 56, "max_completion": 8, "lora_rank": 0, "micro_batch": 0, "sft_batch": 1,
         "rft_prompts": 1, "rft_group": 2, "sft_steps": 1, "rft_steps": 1, "rft_reuse": 1, "train_n": 1, "eval_n": 1, "eval_batch": 1,
     }  # fmt: skip
     for key, low in least.items():

@@ -56,10 +56,10 @@ def load_policy(preset: Preset) -> Policy:
     if preset.model == BUNDLED:
         check_hashes(BUNDLED_DIR)
     kwargs: dict[str, Any] = {"revision": preset.revision} if preset.revision else {}
-    processor = ImageTextProcessor.from_pretrained(folder, **kwargs)
+    dtype = compute_dtype(preset)  # says so if there is no GPU, before anything is downloaded
+    processor = _read(ImageTextProcessor.from_pretrained, folder, **kwargs)
     processor.tokenizer.padding_side = "left"  # generation appends on the right
     processor.image_processor.size = {"shortest_edge": 56 * 56, "longest_edge": preset.max_pixels}
-    dtype = compute_dtype(preset)
     if preset.quantize == "nf4":
         kwargs["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype,
@@ -67,12 +67,7 @@ def load_policy(preset: Preset) -> Policy:
             llm_int8_skip_modules=["model.visual", "lm_head"],
         )  # fmt: skip
         kwargs["device_map"] = {"": preset.device}
-    try:
-        model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=dtype, **kwargs)
-    except (SafetensorError, OSError) as error:
-        raise UserError(
-            f"The model in {folder} cannot be read ({error}): download it again or name another."
-        ) from error
+    model = _read(Qwen2_5_VLForConditionalGeneration.from_pretrained, folder, dtype=dtype, **kwargs)
     if preset.quantize == "none":
         model.to(preset.device)
     for module in model.modules():  # on some CPUs an evaluation repacks NF4 weights in a way that training cannot use
@@ -83,14 +78,24 @@ def load_policy(preset: Preset) -> Policy:
     return Policy(model, processor, preset)
 
 
+def _read(load: Any, folder: str, **kwargs: Any) -> Any:
+    try:
+        return load(folder, **kwargs)
+    except (SafetensorError, OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"The model in {folder} cannot be read ({reason}): download it again or name another."
+        ) from error
+
+
 def compute_dtype(preset: Preset) -> torch.dtype:
     """bfloat16 from compute capability 8.0 on, float16 on a T4 (which only emulates bfloat16), as named otherwise."""
+    if preset.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("This preset needs a CUDA GPU and none was found: use the preset 'tiny', or another machine.")
     if preset.dtype != "auto":
         return getattr(torch, preset.dtype)
     if preset.device == "cpu":
         return torch.float32
-    if not torch.cuda.is_available():
-        raise UserError("This preset needs a CUDA GPU and none was found: use the preset 'tiny', or another machine.")
     return torch.bfloat16 if torch.cuda.get_device_capability()[0] >= 8 else torch.float16
 
 
@@ -230,7 +235,7 @@ def generate(
                 part = index[start : start + (batch_size or policy.preset.eval_batch)]
                 inputs = encode(policy, [rows[i] for i in part])
                 out = model.generate(
-                    **inputs, max_new_tokens=max_new_tokens or policy.preset.max_completion, suppress_tokens=never,
+                    **inputs, max_new_tokens=max_new_tokens or policy.preset.max_completion, suppress_tokens=never, repetition_penalty=1.0, top_p=1.0,
                     do_sample=temperature > 0, temperature=temperature if temperature > 0 else None, top_k=0 if temperature > 0 else None,
                 )  # fmt: skip
                 texts = tokenizer.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)

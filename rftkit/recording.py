@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from datasets import Dataset
 from transformers import PrinterCallback, TrainerCallback
 
 from rftkit import evals, hub, jigsaw, policy, runs
-from rftkit.config import Preset
+from rftkit.config import BUNDLED, BUNDLED_DIR, Preset, UserError
 from rftkit.tasks import Row
 
 EVAL_SEED = 9_000  # held-out rows are the same for every run, so that arms are compared on the same questions
@@ -82,7 +83,7 @@ class Recorder(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         kept = runs.truncate_after(self.record, state.global_step or -1)  # from the start: nothing is kept
         self.record.metrics, self.record.samples = kept.metrics, kept.samples
-        done = [m["seconds"] for m in self.record.metrics if "seconds" in m]
+        done = [m["seconds"] for m in self.record.metrics]
         self.started = time.monotonic() - (done[-1] if done else 0.0)
         self.tokens = max((m["tokens"] for m in self.record.metrics), default=0)
         self.counted = int(state.num_input_tokens_seen)  # where the trainer's own counter starts
@@ -97,7 +98,15 @@ class Recorder(TrainerCallback):
             counted = int((logs or {}).get("num_tokens", 0))
             self.tokens += counted - self.counted if counted >= self.counted else counted  # SFTTrainer counts anew
             self.counted = counted
-            self.record.metrics.append({"kind": "train", "step": state.global_step, "tokens": self.tokens, **row})
+            self.record.metrics.append(
+                {
+                    "kind": "train",
+                    "step": state.global_step,
+                    "tokens": self.tokens,
+                    "seconds": time.monotonic() - self.started,
+                    **row,
+                }
+            )
         done = self.record.evals()[-1]["step"] if self.record.evals() else -1
         if state.global_step in self.eval_steps and state.global_step > done:
             self._evaluate(state.global_step, state, control)
@@ -127,6 +136,13 @@ class Recorder(TrainerCallback):
             control.should_training_stop = True
 
 
+def weights_id(preset: Preset, model: Any) -> str:
+    """What the run started from: the bundled weights' SHA-256, or the Hub commit. Runs from other weights are other runs."""
+    if preset.model == BUNDLED:
+        return policy.digest(BUNDLED_DIR / "model.safetensors")[:16]
+    return str(getattr(model.config, "_commit_hash", None) or preset.revision or "not known")
+
+
 def last_checkpoint(folder: Path) -> str | None:
     """The newest complete checkpoint: its trainer_state.json, written last, can be read. A half-written one is passed over."""
     for path in sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]), reverse=True):
@@ -154,6 +170,16 @@ def messages_only(row: Row) -> list[dict[str, Any]]:
     return [{"role": "user", "content": row.prompt}]
 
 
+def check_run(lr: float, steps: int, eval_steps: set[int] | None) -> None:
+    """Raise UserError for settings that cannot train, or evaluations that would never come."""
+    if not 0 < lr <= 1:
+        raise UserError(f"lr = {lr} is not a learning rate: it must lie in (0, 1].")
+    if steps < 1:
+        raise UserError(f"steps = {steps} trains nothing: give at least 1.")
+    if late := [s for s in eval_steps or () if not 1 <= s <= steps]:
+        raise UserError(f"An evaluation at update {late[0]} lies outside the run of {steps} updates: leave it out.")
+
+
 def trainer_arguments(preset: Preset, lr: float, steps: int, seed: int, save_every: int) -> dict[str, Any]:
     """What every arm has in common, as arguments of a transformers Trainer."""
     return {
@@ -162,9 +188,9 @@ def trainer_arguments(preset: Preset, lr: float, steps: int, seed: int, save_eve
         "lr_scheduler_type": "constant_with_warmup",
         "warmup_steps": min(10, steps),
         "seed": seed,
-        "bf16": preset.device == "cuda" and policy.compute_dtype(preset) == torch.bfloat16,
+        **autocast(preset),
         "use_cpu": preset.device == "cpu",
-        "gradient_checkpointing": False,
+        "gradient_checkpointing": preset.checkpointing,
         "optim": "adamw_torch",
         "max_grad_norm": 1.0,
         "logging_steps": 1,
@@ -179,6 +205,14 @@ def trainer_arguments(preset: Preset, lr: float, steps: int, seed: int, save_eve
     }
 
 
+def autocast(preset: Preset) -> dict[str, bool]:
+    """bfloat16 from compute capability 8.0 on, float16 with loss scaling below, none on a CPU."""
+    if preset.device == "cpu":
+        return {"bf16": False}
+    new = torch.cuda.get_device_capability()[0] >= 8
+    return {"bf16": new, "fp16": not new}
+
+
 def run(
     model: policy.Policy,
     name: str,
@@ -190,7 +224,14 @@ def run(
     home: Path | None = None,
 ) -> runs.RunRecord:
     """Read the finished run, or resume or start it. The settings are part of the folder's name: a changed setting is another run."""
-    settings = {**config, "eval_steps": sorted(eval_steps), "preset": {**asdict(model.preset)}}
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("Training on several processes is not built yet: start one process on one GPU.")
+    settings = {
+        **config,
+        "base": weights_id(model.preset, model.model),
+        "eval_steps": sorted(eval_steps),
+        "preset": {**asdict(model.preset)},
+    }
     tag = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
     folder = runs.run_dir(home or runs.output_home(), f"{name}-s{seed}-{tag}")
     path = folder / "record.json"
@@ -209,7 +250,13 @@ def run(
         return record
     record.status = "running"
     recorder = Recorder(record, folder, model, eval_steps, stop_at)
+    record.versions |= {"torch threads": str(torch.get_num_threads())}
     trainer = build(folder, recorder)
+    for (
+        parameter
+    ) in trainer.model.parameters():  # TRL makes adapters of a quantised model bfloat16, too coarse for small rates
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
     model.model = trainer.model  # with peft's wrapper, if the arm has one
     trainer.pop_callback(PrinterCallback)
     checkpoint = last_checkpoint(folder)

@@ -140,7 +140,13 @@ class RFTTrainer(GRPOTrainer):
         batch_size: int | None = None, compute_entropy: bool = False, compute_aux_loss: bool = False, **fields: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:  # fmt: skip
         """Log-probabilities (B, T) of the completions and, if asked for, entropies (B, T), one pass over each distinct prompt."""
-        if not self._shares_prompts or self._group is None or len(self._group) != len(input_ids) or compute_aux_loss:
+        if (
+            not self._shares_prompts
+            or self._group is None
+            or len(self._group) != len(input_ids)
+            or compute_aux_loss
+            or (batch_size or len(input_ids)) < len(input_ids)  # TRL reads a large batch in pieces to save memory
+        ):
             return super()._get_per_token_logps_and_entropies(
                 model,
                 input_ids,
@@ -216,8 +222,9 @@ def train_rft(
     An update takes `preset.rft_prompts` puzzles with `preset.rft_group` rollouts each; `beta` is the KL coefficient. A finished
     run with the same settings is read instead of repeated; an interrupted one resumes from its last checkpoint.
     """
-    lr = lr or preset.rft_lr
-    steps = steps or preset.rft_steps
+    lr = preset.rft_lr if lr is None else lr
+    steps = preset.rft_steps if steps is None else steps
+    recording.check_run(lr, steps, eval_steps)
     beta = preset.rft_beta if beta is None else beta
     save_every = (
         -(-save_every // preset.rft_reuse) * preset.rft_reuse

@@ -40,8 +40,10 @@ def train_sft(
     read instead of repeated; an interrupted one resumes from its last checkpoint.
     """
     rank = preset.lora_rank if lora_rank is None else lora_rank
-    lr = lr or (preset.lora_lr if rank else preset.sft_lr)
-    steps = steps or preset.sft_steps
+    lr = (preset.lora_lr if rank else preset.sft_lr) if lr is None else lr
+    steps = preset.sft_steps if steps is None else steps
+    recording.check_run(lr, steps, eval_steps)
+    micro = preset.micro_batch or preset.sft_batch
     config = {"lr": lr, "steps": steps, "batch": preset.sft_batch, "lora_rank": rank, "stop_at": stop_at}
     policy = load_policy(preset)
     task = hub.new_task(preset)
@@ -49,7 +51,8 @@ def train_sft(
 
     def build(folder: Path, recorder: recording.Recorder) -> SFTTrainer:
         args = SFTConfig(
-            output_dir=str(folder), per_device_train_batch_size=preset.sft_batch, max_length=None, completion_only_loss=True,
+            output_dir=str(folder), per_device_train_batch_size=micro,
+            gradient_accumulation_steps=-(-preset.sft_batch // micro), max_length=None, completion_only_loss=True,
             **recording.trainer_arguments(preset, lr, steps, seed, save_every),
         )  # fmt: skip
         recorder.examples_per_step = preset.sft_batch

@@ -261,6 +261,7 @@ def _says_number(text: str, row: Row) -> Verdict:
 
 
 def _says_indices(text: str, row: Row) -> Verdict:
+    """The list in the answer block. A list that is too long, even a whole puzzle's, has the asked form and is wrong."""
     body = text.rpartition("<answer>")[2].partition("</answer>")[0]
     numbers = re.findall(r"[0-9]+", body) if "<answer>" in text else []
     return _verdict(" ".join(numbers) or None, row.data["indices"])

@@ -1,6 +1,6 @@
 import pytest
 
-from rftkit import arms, runs
+from rftkit import arms, recording, runs
 from rftkit.config import UserError, get_preset
 
 
@@ -17,21 +17,22 @@ def test_every_arm_is_recorded_with_three_seeds_and_the_settings_of_today():
         assert [r.seed for r in mine] == [0, 1, 2], arm
         assert all(r.status == "done" and r.source == "recorded" for r in mine)
         assert all(r.versions["trl"] and r.evals()[0]["step"] == 0 for r in mine)
+        assert {r.config["base"] for r in mine} == {recording.weights_id(get_preset("tiny"), None)}, (
+            "runs of another base"
+        )
         for key in ("model", "eval_n", "rft_group", "sft_batch", "rft_lr"):
             assert {r.config["preset"][key] for r in mine} == {getattr(get_preset("tiny"), key)}
 
 
-def test_probe_table_reads_the_first_evaluation_past_the_target():
-    prior = {"color": {"correct": 9, "wrong": 1, "unparseable": 0}}
-    late = {"color": {"correct": 4, "wrong": 1, "unparseable": 5}}
+def test_probe_table_is_read_where_the_target_was_reached():
+    first, last = ({"color": {"correct": n, "wrong": 10 - n, "unparseable": 0}} for n in (10, 4))
     row = {"kind": "eval", "seconds": 1.0, "examples": 1, "tokens": 1, "new_hit": 0.0, "new_n": 10, "prior_mean": 0.9}
     metrics = [
-        {**row, "step": 0, "new_exact": 0.0, "prior": prior},
-        {**row, "step": 5, "new_exact": 0.6, "prior": late, "prior_mean": 0.4},
-        {**row, "step": 9, "new_exact": 0.9, "prior": prior},
+        {**row, "step": 0, "new_exact": 0.0, "prior": first},
+        {**row, "step": 6, "new_exact": 0.75, "prior": last},
     ]
     record = runs.RunRecord(name="sft-s0", method="sft", preset="tiny", seed=0, status="done", metrics=metrics)
-    assert arms._by_probe([record])[-1] == "| SFT answer-only | 0.60 | 0.40 |"
+    assert arms._by_probe([record])[-1] == "| SFT answer-only | 0.60 |"  # at step 4 of 6: 1.0 - 2/3 * 0.6
 
 
 def test_an_unknown_arm_is_named():

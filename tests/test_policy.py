@@ -138,3 +138,22 @@ def test_lora_targets_leave_the_tower_alone(small):
 
     named = [n for n, _ in small.model.named_modules() if re.fullmatch(policy.LORA_TARGETS, n)]
     assert len(named) == 7 * small.model.config.text_config.num_hidden_layers and not any("visual" in n for n in named)
+
+
+def test_a_model_that_is_not_there_is_one_sentence(tmp_path):
+    with pytest.raises(UserError) as caught:
+        load_policy(get_preset("tiny", model=str(tmp_path / "nowhere")))
+    assert "\n" not in str(caught.value) and "nowhere" in str(caught.value)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("name", ["qlora", "full"])
+def test_a_gpu_preset_without_a_gpu_is_one_sentence(name):
+    with pytest.raises(UserError, match="needs a CUDA GPU"):
+        load_policy(get_preset(name))
+
+
+def test_a_checkpoints_own_repetition_penalty_is_not_used(small):
+    before = generate(small, PROBES["color"].rows(0, 3), 8)
+    small.model.generation_config.repetition_penalty = 5.0
+    assert generate(small, PROBES["color"].rows(0, 3), 8) == before

@@ -37,6 +37,7 @@ def test_an_adapter_trains_and_is_read_back(train, preset, tmp_path, monkeypatch
     record, trained = train(preset, 0, steps=2, eval_steps={2}, home=tmp_path, **kwargs)
     names = [n for n, p in trained.model.named_parameters() if p.requires_grad]
     assert names and all("lora_" in n and "visual" not in n for n in names)
+    assert {p.dtype for p in trained.model.parameters() if p.requires_grad} == {torch.float32}
     assert any(p.abs().sum() > 0 for n, p in trained.model.named_parameters() if "lora_B" in n)
     _, again = train(preset, 0, steps=2, eval_steps={2}, home=tmp_path, **kwargs)
     weights = dict(trained.model.named_parameters())

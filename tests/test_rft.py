@@ -91,8 +91,10 @@ def test_rewards_are_the_parts_of_2506_23508():
     assert [sum(p) for p in zip(*parts, strict=True)] == totals
 
 
-def test_bench_compares_like_with_like(small_preset):
+def test_bench_compares_like_with_like(small_preset, monkeypatch):
+    monkeypatch.setattr(rft, "hit", tokens_in_answer)
     kit, plain = bench.compare(small_preset, steps=2, warm_up=1)
     assert len(kit.seconds) == len(plain.seconds) == 2 and min(kit.seconds + plain.seconds) > 0
+    assert len(set(kit.rewards)) > 1 and any(abs(x) > 1e-9 for x in kit.losses + kit.rewards)
     assert kit.rewards == pytest.approx(plain.rewards, abs=1e-6)
     assert kit.losses == pytest.approx(plain.losses, abs=1e-4)

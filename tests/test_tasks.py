@@ -24,7 +24,9 @@ def test_the_reference_answer_scores_correct_and_others_do_not(name):
     rows = task.rows(0, 60)
     assert all(task.score(r.answer, r) == "correct" for r in rows)
     assert all(task.score("", r) == "unparseable" for r in rows)
-    assert all(task.score("<answer> 3 1 2 4 5 6 7 8 9 </answer>", r) in ("unparseable", "wrong") for r in rows)
+    # a puzzle's answer has no form of an answer here, except that a look-up asks for a list of indices too: there it is wrong
+    said = {task.score("<answer> 3 1 2 4 5 6 7 8 9 </answer>", r) for r in rows}
+    assert said == {"wrong" if name == "lookup" else "unparseable"}
     truth = 2 if name == "ground" else 1  # how many telling words make the answer; the rest of a relation's are places
     pairs = [(r, other) for r, other in zip(rows, rows[1:], strict=False) if other.key[:truth] != r.key[:truth]]
     swapped = [task.score(other.answer, r) for r, other in pairs]

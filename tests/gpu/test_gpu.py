@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 
+from rftkit import rft
 from rftkit.policy import encode, load_policy
 from rftkit.rft import train_rft
 from rftkit.sft import train_sft
@@ -20,10 +21,14 @@ def preset(small_preset):
 
 @pytest.mark.parametrize("quantize", ["none", "nf4"])
 @pytest.mark.parametrize("train", [train_sft, train_rft])
-def test_two_updates_on_the_gpu(train, quantize, preset, tmp_path):
+def test_two_updates_on_the_gpu(train, quantize, preset, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        rft, "hit", lambda completions, **_: [len(set(c[0]["content"].split())) / 12 for c in completions]
+    )
     preset = dataclasses.replace(preset, quantize=quantize, lora_rank=4)
     record, policy = train(preset, 0, steps=2, eval_steps={2}, home=tmp_path)
     assert record.status == "done" and policy.model.device.type == "cuda"
+    assert max(row["grad_norm"] for row in record.metrics if row["kind"] == "train") > 0
     assert torch.cuda.max_memory_allocated() > 0
 
 
