@@ -22,9 +22,7 @@ class Preset:
     name: str
     model: str = BUNDLED  # "bundled", a folder, or a Hub id
     revision: str | None = None  # Hub commit, so that a rerun loads the same weights
-    prompt_style: str = (
-        "short"  # wording of the jigsaw prompt: "short" fits the bundled vocabulary, "full" explains all
-    )
+    prompt_style: str = "short"  # of the jigsaw: "short" fits the bundled vocabulary, "full" explains all
     rows: int = 3  # puzzle grid
     cols: int = 3
     images: str = "scenes"  # "scenes" (drawn) or "coco"
@@ -33,12 +31,8 @@ class Preset:
     quantize: str = "none"  # "none" or "nf4"
     lora_rank: int = 0  # 0 trains all parameters (of the language model)
     freeze_vision: bool = True
-    micro_batch: int = (
-        0  # examples on the device at once, the rest accumulated; 0: all of an update (RFT on a GPU: one group)
-    )
-    checkpointing: bool = (
-        False  # recompute activations in the backward pass: less memory, slower, RFT reads prompts G times
-    )
+    micro_batch: int = 0  # SFT: examples on the device at once, the rest accumulated; 0 takes all of an update
+    checkpointing: bool = False  # recompute activations: less memory, slower, and RFT then reads a prompt G times
     device: str = "cpu"
     dtype: str = "float32"
     sft_lr: float = 1e-3

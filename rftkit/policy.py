@@ -196,7 +196,6 @@ def reuse_features(model: Any, keep: int = 512) -> None:
         return BaseModelOutputWithPooling(pooler_output=features)
 
     inner.get_image_features = get_image_features
-    inner.forget_features = kept.clear
 
 
 def _content(patches: torch.Tensor, grid: torch.Tensor) -> bytes:

@@ -268,9 +268,8 @@ def run(
     record.status = "running"
     recorder = Recorder(record, folder, model, eval_steps, stop_at)
     trainer = build(folder, recorder)
-    for (
-        parameter
-    ) in trainer.model.parameters():  # TRL makes adapters of a quantised model bfloat16, too coarse for small rates
+    # TRL makes adapters of a quantised model bfloat16, too coarse for small rates
+    for parameter in trainer.model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     model.model = trainer.model  # with peft's wrapper, if the arm has one

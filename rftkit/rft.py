@@ -226,9 +226,8 @@ def train_rft(
     steps = preset.rft_steps if steps is None else steps
     recording.check_run(lr, steps, eval_steps)
     beta = preset.rft_beta if beta is None else beta
-    save_every = (
-        -(-save_every // preset.rft_reuse) * preset.rft_reuse
-    )  # rollouts are not saved: stop between two batches
+    # rollouts are not saved, so checkpoints lie between two batches of them
+    save_every = -(-save_every // preset.rft_reuse) * preset.rft_reuse
     batch = preset.rft_prompts * preset.rft_group
     config = {
         "lr": lr, "steps": steps, "beta": beta, "prompts": preset.rft_prompts, "group": preset.rft_group,
