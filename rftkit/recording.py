@@ -62,10 +62,7 @@ def _reward(text: str, row: Row) -> float:
 
 
 class Recorder(TrainerCallback):
-    """Evaluates before the first update and at every step of `eval_steps`; saves the record after each, atomically.
-
-    A run that reached `stop_at` exact accuracy on the new task ends there: what comes after is not the matched comparison.
-    """
+    """Evaluates before the first update and at every step of `eval_steps`; saves the record after each, atomically."""
 
     def __init__(
         self,
@@ -73,9 +70,8 @@ class Recorder(TrainerCallback):
         folder: Path,
         model: policy.Policy,
         eval_steps: set[int],
-        stop_at: float | None = None,
     ):
-        self.record, self.folder, self.model, self.eval_steps, self.stop_at = record, folder, model, eval_steps, stop_at
+        self.record, self.folder, self.model, self.eval_steps = record, folder, model, eval_steps
         self.held = held_out(model.preset)
         self.examples_per_step = 0
         self.tokens = self.counted = 0
@@ -89,7 +85,7 @@ class Recorder(TrainerCallback):
         self.tokens = max((m["tokens"] for m in self.record.metrics), default=0)
         self.counted = int(state.num_input_tokens_seen)  # where the trainer's own counter starts
         if state.global_step == 0:
-            self._evaluate(0, state, control)
+            self._evaluate(0)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         wanted = ("loss", "reward", "rewards/hit/mean", "rewards/exact/mean", "rewards/template/mean", "entropy", "kl", "grad_norm",
@@ -110,11 +106,11 @@ class Recorder(TrainerCallback):
             )
         done = self.record.evals()[-1]["step"] if self.record.evals() else -1
         if state.global_step in self.eval_steps and state.global_step > done:
-            self._evaluate(state.global_step, state, control)
+            self._evaluate(state.global_step)
         elif control.should_save:  # before the checkpoint is written: a resumed run finds every update up to it
             runs.save_record(self.record, self.folder / "record.json")
 
-    def _evaluate(self, step: int, state: Any, control: Any) -> None:
+    def _evaluate(self, step: int) -> None:
         paused = time.monotonic()
         row, samples = evaluate_all(self.model, self.held)
         seconds = paused - self.started
@@ -133,8 +129,6 @@ class Recorder(TrainerCallback):
             f"prior {row['prior_mean']:.3f}, {seconds:.0f} s",
             flush=True,
         )
-        if self.stop_at is not None and row["new_exact"] >= self.stop_at:
-            control.should_training_stop = True
 
 
 def weights_id(preset: Preset, model: Any) -> str:
@@ -237,7 +231,6 @@ def run(
     config: dict[str, Any],
     build: Callable[[Path, Recorder], Any],
     eval_steps: set[int],
-    stop_at: float | None = None,
     home: Path | None = None,
 ) -> runs.RunRecord:
     """Read the finished run, or resume or start it. The settings are part of the folder's name: a changed setting is another run."""
@@ -266,7 +259,7 @@ def run(
         policy.load_trained(model, folder / "final")
         return record
     record.status = "running"
-    recorder = Recorder(record, folder, model, eval_steps, stop_at)
+    recorder = Recorder(record, folder, model, eval_steps)
     trainer = build(folder, recorder)
     # TRL makes adapters of a quantised model bfloat16, too coarse for small rates
     for parameter in trainer.model.parameters():

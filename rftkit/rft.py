@@ -213,7 +213,6 @@ def train_rft(
     steps: int | None = None,
     beta: float | None = None,
     eval_steps: set[int] | None = None,
-    stop_at: float | None = None,
     save_every: int = 50,
     home: Path | None = None,
 ) -> tuple[runs.RunRecord, Policy]:
@@ -231,7 +230,7 @@ def train_rft(
     batch = preset.rft_prompts * preset.rft_group
     config = {
         "lr": lr, "steps": steps, "beta": beta, "prompts": preset.rft_prompts, "group": preset.rft_group,
-        "reuse": preset.rft_reuse, "lora_rank": preset.lora_rank, "stop_at": stop_at,
+        "reuse": preset.rft_reuse, "lora_rank": preset.lora_rank,
     }  # fmt: skip
     policy = load_policy(preset)
     task = hub.new_task(preset)
@@ -248,7 +247,7 @@ def train_rft(
             peft_config=lora_config(preset.lora_rank) if preset.lora_rank else None, callbacks=[recorder],
         )  # fmt: skip
 
-    return recording.run(policy, name, seed, config, build, eval_steps or {steps}, stop_at, home), policy
+    return recording.run(policy, name, seed, config, build, eval_steps or {steps}, home), policy
 
 
 def grpo_arguments(preset: Preset) -> dict[str, Any]:

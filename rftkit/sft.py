@@ -29,14 +29,13 @@ def train_sft(
     steps: int | None = None,
     lora_rank: int | None = None,
     eval_steps: set[int] | None = None,
-    stop_at: float | None = None,
     save_every: int = 100,
     home: Path | None = None,
 ) -> tuple[runs.RunRecord, Policy]:
     """Train answer-only SFT on the jigsaw. Returns the run's record and the trained policy.
 
     `lr` is AdamW's rate (constant after a short warm-up), `steps` the number of updates of `preset.sft_batch` examples,
-    `eval_steps` the updates to evaluate at, `stop_at` the exact accuracy to stop at. A finished run with the same settings is
+    `eval_steps` the updates to evaluate at. A finished run with the same settings is
     read instead of repeated; an interrupted one resumes from its last checkpoint.
     """
     rank = preset.lora_rank if lora_rank is None else lora_rank
@@ -44,7 +43,7 @@ def train_sft(
     steps = preset.sft_steps if steps is None else steps
     recording.check_run(lr, steps, eval_steps)
     micro = preset.micro_batch or preset.sft_batch
-    config = {"lr": lr, "steps": steps, "batch": preset.sft_batch, "lora_rank": rank, "stop_at": stop_at}
+    config = {"lr": lr, "steps": steps, "batch": preset.sft_batch, "lora_rank": rank}
     policy = load_policy(preset)
     task = hub.new_task(preset)
     dataset = recording.lazy_dataset(lambda i: sft_row(task.row(seed, i, "train")), preset.train_n)
@@ -61,7 +60,7 @@ def train_sft(
             peft_config=lora_config(rank) if rank else None, callbacks=[recorder],
         )  # fmt: skip
 
-    return recording.run(policy, name, seed, config, build, eval_steps or {steps}, stop_at, home), policy
+    return recording.run(policy, name, seed, config, build, eval_steps or {steps}, home), policy
 
 
 def lora_config(rank: int) -> LoraConfig:
