@@ -1,4 +1,5 @@
-"""`python -m rftkit bench`: seconds and memory of an RFT step, the kit beside plain TRL, step by step in turn.
+"""`python -m rftkit bench`: seconds and memory of an RFT step, the kit beside plain TRL, step by step in turn; and seconds of one
+gradient an example, batched, beside a loop with one backward pass each.
 
 Both trainers start from the same weights and get the same puzzles and the same random numbers, so their rollouts, rewards and
 losses must agree; the table prints by how much they do. GRPO's loss is near 0 by construction while the policy is the one that
@@ -21,9 +22,10 @@ import torch
 from tqdm import tqdm
 from trl import GRPOConfig, GRPOTrainer
 
-from rftkit import hub, recording, rft
+from rftkit import dynamics, hub, recording, rft
 from rftkit.config import Preset, UserError, get_preset
-from rftkit.policy import load_policy
+from rftkit.policy import Policy, load_policy
+from rftkit.tasks import Row
 
 PROC = Path("/proc/self")  # Linux alone says how much memory a process used at most; elsewhere the table says nan
 
@@ -116,6 +118,37 @@ def compare(preset: Preset, steps: int = 12, warm_up: int = 2) -> tuple[Side, Si
     return kit, plain
 
 
+def compare_gradients(preset: Preset, n: int = 64, times: int = 5) -> tuple[list[float], list[float], float]:
+    """Milliseconds an example, `times` of each in turn: (loop, batched, largest relative difference of the gradients).
+
+    Both get rows of the new task with answers alone, and image features that the frozen tower has already made.
+    """
+    policy, rows = load_policy(preset), hub.new_task(preset).rows(0, n, "train")
+    policy.model.eval()
+    slow, fast, gap = [], [], 0.0
+    for turn in range(times + 1):
+        started = time.perf_counter()
+        loop = gradients_in_a_loop(policy, rows)
+        between = time.perf_counter()
+        batched = dynamics.gradients(policy, rows, batch_size=32)
+        ended = time.perf_counter()
+        if turn:  # the first pays for caches
+            slow.append(1000 * (between - started) / n)
+            fast.append(1000 * (ended - between) / n)
+        gap = max(float((batched[k][i] - g).norm() / g.norm()) for i in (0, n - 1) for k, g in loop[i].items())
+    return slow, fast, gap
+
+
+def gradients_in_a_loop(policy: Policy, rows: list[Row]) -> list[dict[str, torch.Tensor]]:
+    """The gradient of log pi(y|x) of each row by every trained parameter: what one would write first."""
+    parameters = {name: p for name, p in policy.model.named_parameters() if p.requires_grad}
+    made = []
+    for row in rows:
+        score = dynamics.token_logps(*dynamics.answer_logits(policy, [row])).sum()
+        made.append(dict(zip(parameters, torch.autograd.grad(score, list(parameters.values())), strict=True)))
+    return made
+
+
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m rftkit bench", description=__doc__)
     parser.add_argument("--preset", default="tiny")
@@ -139,4 +172,9 @@ def main(argv: list[str]) -> int:
     gap = max(abs(a - b) for a, b in zip(kit.rewards, plain.rewards, strict=True))
     loss_gap = max(abs(a - b) for a, b in zip(kit.losses, plain.losses, strict=True))
     print(f"largest difference over all steps: reward {gap:.2g}, loss {loss_gap:.2g}")
+    slow, fast, off = compare_gradients(preset)
+    print("\none gradient of log pi(y|x) an example, milliseconds an example (median, min, max)")
+    for name, spent in (("loop, one backward each", slow), ("batched", fast)):
+        print(f"{name:24} {statistics.median(spent):8.2f} {min(spent):8.2f} {max(spent):8.2f}")
+    print(f"{statistics.median(slow) / statistics.median(fast):.2f} times as fast; largest relative difference {off:.1g}")
     return 0
