@@ -1,0 +1,865 @@
+"""Checks for the exercises: they try your function on a few small inputs and say that it is right, or which mistake it makes.
+
+A check computes not only the right answer but also what known misconceptions return. If your numbers equal one of those, you
+are told which; otherwise, where they first differ. Whatever your code does, a check returns a `Feedback` and soon.
+"""
+
+from __future__ import annotations
+
+import copy
+import ctypes
+import inspect
+import math
+import textwrap
+import threading
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rftkit import jigsaw
+from rftkit.dynamics import token_logps
+from rftkit.evals import crossing, value_at
+from rftkit.rollouts import Rollout
+
+LIMIT = 10.0  # seconds that all the inputs of a check may take together; they need thousandths
+Function = Callable[..., Any]
+
+
+@dataclass(frozen=True, repr=False)
+class Feedback:
+    """What a check found. `mistake` is the name of a recognised mistake, None if it passed or the mistake is not known."""
+
+    passed: bool
+    message: str
+    mistake: str | None = None
+
+    def __repr__(self) -> str:
+        """The message behind a mark in words, in lines of at most 100 characters."""
+        text = f"{'Passed' if self.passed else 'Not yet'}: {self.message}"
+        return textwrap.fill(text, 100, break_long_words=False, break_on_hyphens=False)
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """What to tell the learner, and the functions that make this mistake, each in its own way."""
+
+    message: str
+    ways: Sequence[Function]
+
+
+@dataclass(frozen=True)
+class Exercise:
+    """`read` turns what a function returned into something to compare, or raises _Unreadable; `asked` says what it reads."""
+
+    right: Function
+    cases: Sequence[tuple[Any, ...]]
+    read: Callable[[Any], Any]
+    asked: str
+    praise: str
+    mistakes: dict[str, Mistake]
+
+
+class _Unreadable(Exception):
+    """What a function returned is of the wrong kind."""
+
+
+class _TooLong(BaseException):
+    """LIMIT is over. No Exception, so that an `except Exception` in a loop does not swallow it."""
+
+
+# --- try a function and judge it ------------------------------------------------------------------------------------------------
+
+
+def _judge(fn: Function, exercise: Exercise) -> Feedback:
+    """The mistakes are looked for in their order, so the more basic one comes first."""
+    if not callable(fn):
+        return Feedback(False, f"Pass the function itself, without calling it; this is of type `{type(fn).__name__}`.")
+    name = str(getattr(fn, "__name__", ""))
+    name = name if name.isidentifier() else "your function"  # a lambda has none
+    cases, read = exercise.cases, exercise.read
+    got = _limited(
+        lambda: [_taken(read, fn(*copy.deepcopy(case))) for case in cases]
+    )  # a copy: fn may change its inputs
+    if isinstance(got, BaseException):
+        return Feedback(False, _failure(fn, name, got, exercise.asked))
+    right = [read(exercise.right(*case)) for case in cases]
+    if _all_same(got, right):
+        return Feedback(True, f"{name} is right on {len(cases)} inputs. {exercise.praise}")
+    for key, mistake in exercise.mistakes.items():
+        if any(_all_same(got, [read(way(*case)) for case in cases]) for way in mistake.ways):
+            return Feedback(False, mistake.message, key)
+    case, g, r = next(x for x in zip(cases, got, right, strict=True) if not _same(x[1], x[2]))
+    return Feedback(False, _difference(name, _call(exercise.right, name, case), g, r, exercise.asked))
+
+
+def _limited(work: Callable[[], list[Any]]) -> list[Any] | BaseException:
+    """What `work` returned, or raised, or _TooLong after LIMIT seconds. In a thread, since only that can be left behind."""
+    box: list[Any] = []
+
+    def run() -> None:
+        try:
+            box.append(work())
+        except BaseException as error:  # SystemExit too: exit() in an exercise shall not look like success
+            box.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        thread.join(LIMIT)
+    finally:  # an interrupt comes here too
+        if thread.is_alive():  # an endless loop would keep a core busy for ever: this raises inside it (CPython only)
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(_TooLong))
+    return box[0] if box else _TooLong()
+
+
+def _failure(fn: Function, name: str, error: BaseException, asked: str) -> str:
+    said = " ".join(traceback.format_exception_only(error)[-1].split())[:300].rstrip(" .")
+    if isinstance(error, NotImplementedError) and "not implemented for" not in said:  # torch says that of a type
+        return f"{name} is not written yet: put your code in place of NotImplementedError, then run this cell again."
+    if isinstance(error, _Unreadable):
+        return f"{name} returned {error}, but {asked} is asked for."
+    if isinstance(error, _TooLong):
+        return f"{name} was stopped after {LIMIT:g} seconds. The inputs are tiny: look for a loop that does not end."
+    file = getattr(getattr(fn, "__code__", None), "co_filename", None)
+    lines = [f.line for f in traceback.extract_tb(error.__traceback__) if f.filename == file and f.line]
+    return f"{name} stopped with {said}{f', at `{lines[-1]}`' if lines else ''}."
+
+
+def _all_same(a: list[Any], b: list[Any]) -> bool:
+    return all(map(_same, a, b))
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Equal; for tensors of one shape, to 1e-5 or 1e-4 of the value, NaN being equal to NaN."""
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a.shape == b.shape and torch.allclose(a, b, rtol=1e-4, atol=1e-5, equal_nan=True)
+    return type(a) is type(b) and bool(a == b)
+
+
+def _difference(name: str, call: str, got: Any, right: Any, asked: str) -> str:
+    """Where the first difference is, and between what."""
+    if not (isinstance(got, Tensor) and isinstance(right, Tensor)):
+        return f"{call} should return {_show(right)}, but returned {_show(got)}."
+    if got.shape != right.shape:
+        return f"{name} returned the shape {tuple(got.shape)}, but {asked} is asked for: here {tuple(right.shape)}."
+    at = (~torch.isclose(got, right, rtol=1e-4, atol=1e-5)).nonzero()[0].tolist()
+    place = f" at {at}" if at else ""
+    wanted, found = _show(right[tuple(at)]), _show(got[tuple(at)])
+    why = " Look for 0/0, the logarithm of 0, or 0 times infinity." if found == "nan" else ""
+    return f"{call} should return {wanted}{place}, but returned {found}.{why}"
+
+
+def _call(right: Function, name: str, case: tuple[Any, ...]) -> str:
+    named = zip(inspect.signature(right).parameters, case, strict=True)
+    return f"{name}({', '.join(f'{key} = {_show(value)}' for key, value in named)})"
+
+
+def _show(value: Any) -> str:
+    """A value on one line, floats with five digits: enough to try it by hand."""
+    if isinstance(value, Tensor | np.ndarray):
+        return _show(value.tolist())
+    if isinstance(value, list):
+        return f"[{', '.join(map(_show, value))}]"
+    if isinstance(value, Rollout):
+        return f"{value.text!r} (hit {value.hit:.2g}, exact {value.exact:g}, fmt {value.fmt:g})"
+    return f"{value:.5g}" if isinstance(value, float) else repr(value)
+
+
+# --- read what was returned ---------------------------------------------------------------------------------------------------
+
+
+def _taken(read: Callable[[Any], Any], value: Any) -> Any:
+    """What `read` makes of a value; if anything is odd about the value, that is no crash of the learner's code."""
+    try:
+        return read(value)
+    except Exception as error:
+        raise error if isinstance(error, _Unreadable) else _Unreadable(_kind(value)) from error
+
+
+def _kind(value: Any) -> str:
+    kind = f"a value of type `{type(value).__name__}`"
+    return "None (does it end in a return?)" if value is None else kind
+
+
+def _tensor(value: Any) -> Tensor:
+    if not isinstance(value, Tensor) or value.is_complex():
+        raise _Unreadable(_kind(value))
+    return torch.from_numpy(
+        value.detach().cpu().to_dense().double().numpy()
+    )  # NumPy takes no tensor that has no numbers
+
+
+def _number(value: Any) -> Tensor:
+    plain = isinstance(value, int | float | np.number) and not isinstance(value, bool | np.complexfloating)
+    return torch.tensor(float(value), dtype=torch.float64) if plain else _tensor(value)
+
+
+def _number_or_none(value: Any) -> Tensor | None:
+    return None if value is None else _number(value)
+
+
+def _bools(value: Any) -> list[bool]:
+    plain = value.tolist() if isinstance(value, Tensor | np.ndarray) else value
+    if not isinstance(plain, list | tuple):
+        raise _Unreadable(_kind(value))
+    for item in plain:
+        if not isinstance(item, bool | np.bool_):
+            raise _Unreadable(f"a list that holds {_kind(item)}")
+    return [bool(item) for item in plain]
+
+
+def _texts(value: Any) -> list[str]:
+    """The texts of rollouts, sorted: which of two equal replies is kept, and in what order, is left open."""
+    if not isinstance(value, list | tuple):
+        raise _Unreadable(_kind(value))
+    for item in value:
+        if not isinstance(item, Rollout):
+            raise _Unreadable(f"a list that holds {_kind(item)}")
+    return sorted(item.text for item in value)
+
+
+# --- ways to go wrong that several exercises share ------------------------------------------------------------------------------
+
+
+def _negated(ways: Sequence[Function]) -> list[Function]:
+    return [lambda *a, way=way: -way(*a) for way in ways]
+
+
+def _either_sign(*ways: Function) -> list[Function]:
+    return [*ways, *_negated(ways)]
+
+
+def _pooled(way: Function) -> list[Function]:
+    """Sum or mean over the batch, once or repeated for each example."""
+    pools = (lambda each: each.sum(0), lambda each: each.mean(0))
+    return [
+        *(lambda *a, pool=pool: pool(way(*a)) for pool in pools),
+        *(lambda *a, pool=pool: pool(way(*a)).expand_as(way(*a)) for pool in pools),
+    ]
+
+
+# --- notebook 03: one gradient an example -----------------------------------------------------------------------------------------
+
+
+def _error(W: Tensor, X: Tensor, y: Tensor) -> Tensor:
+    """G = y - pi, shape (n, 5), with y as one-hot rows."""
+    return torch.eye(len(W))[y] - (X @ W.T).softmax(-1)
+
+
+def _outer(a: Tensor, x: Tensor) -> Tensor:
+    return a[:, :, None] * x[:, None, :]
+
+
+def _gradients(W: Tensor, X: Tensor, y: Tensor) -> Tensor:
+    return _outer(_error(W, X, y), X)
+
+
+def _of_probability(W: Tensor, X: Tensor, y: Tensor) -> Tensor:
+    return _gradients(W, X, y) * (X @ W.T).softmax(-1)[torch.arange(len(y)), y][:, None, None]
+
+
+def _column_of_A(W: Tensor, X: Tensor, y: Tensor) -> Tensor:
+    return _outer(torch.eye(len(W))[y] - (X @ W.T).softmax(-1)[torch.arange(len(y)), y][:, None], X)
+
+
+_W = torch.tensor([[0.5, -1.0], [0.2, 0.3], [-0.7, 0.4], [0.0, 0.9], [1.1, -0.2]])
+
+PER_EXAMPLE_GRADIENTS = Exercise(
+    right=_gradients,
+    cases=[
+        (_W, torch.tensor([[1.0, 2.0], [-0.5, 1.5], [0.8, -1.2]]), torch.tensor([3, 0, 3])),
+        (torch.cat([_W, -_W[:, :1] + 0.3], 1), torch.tensor([[0.6, -0.4, 1.0]]), torch.tensor([1])),
+    ],
+    read=_tensor,
+    asked="a tensor of shape (n, 5, d)",
+    praise="Summed over the examples, these are what one backward pass gives; apart, they tell which example pulls where.",
+    mistakes={
+        "sign_flipped": Mistake(
+            "The sign is flipped: these are the gradients of the loss -log pi, made of pi - y. "
+            "Those of log pi are made of G = y - pi: look at the order of the difference, or at the sign of what you differentiate.",
+            _negated([_gradients]),
+        ),
+        "whole_batch": Mistake(
+            "These are gradients of a mean or a sum over the batch, the same for each example. A backward pass adds up the batch: "
+            "differentiate each example's log-probability by itself, or write the outer product of (y - pi) and x for each.",
+            _either_sign(*_pooled(_gradients)),
+        ),
+        "divided_by_n": Mistake(
+            "Each gradient is n times too small: the score was averaged over the batch before it was differentiated. Take the sum, or each by itself.",
+            _either_sign(lambda W, X, y: _gradients(W, X, y) / len(X)),
+        ),
+        "transposed": Mistake(
+            "Each gradient is transposed. It has the shape of W, (5, d): classes first, (y - pi) along the rows and x along the columns.",
+            _either_sign(
+                lambda W, X, y: _gradients(W, X, y).mT, lambda W, X, y: _gradients(W, X, y).mT.reshape(len(X), *W.shape)
+            ),
+        ),
+        "normaliser_ignored": Mistake(
+            "These are gradients of the logit of y alone: only the row of y is not zero. log softmax also has -log sum exp, whose gradient is -pi, "
+            "so a step on one class moves all of them.",
+            _either_sign(lambda W, X, y: _outer(torch.eye(len(W))[y], X)),
+        ),
+        "probability": Mistake(
+            "These are gradients of the probability pi(y), not of its logarithm: they are pi(y) times too small. Differentiate log_softmax.",
+            _either_sign(_of_probability),
+        ),
+        "column_of_A": Mistake(
+            "You took the column of A = I - 1 pi' that belongs to y, whose entries hold pi(y) only. The gradient of log pi(y) by the logits is its row: y - pi.",
+            _either_sign(_column_of_A),
+        ),
+    },
+)
+
+
+def per_example_gradients(fn: Function) -> Feedback:
+    """fn(W (5, d), X (n, d), y (n,)) -> (n, 5, d): of each example, the gradient of log softmax(W x)[y] by W."""
+    return _judge(fn, PER_EXAMPLE_GRADIENTS)
+
+
+# --- notebook 03: log-likelihood and perplexity -------------------------------------------------------------------------------------
+
+
+def _log_likelihood(logits: Tensor, targets: Tensor) -> Tensor:
+    return token_logps(logits, targets).sum(-1)
+
+
+def _count(targets: Tensor) -> Tensor:
+    return (targets != -100).sum(-1)
+
+
+def _per_token(logits: Tensor, targets: Tensor) -> Tensor:
+    return _log_likelihood(logits, targets) / _count(targets)
+
+
+def _padded_as(token: int) -> Function:
+    """Padding taken for this token, as clamp(min=0) or an index of -1 does."""
+    return lambda logits, targets: _log_likelihood(logits, targets.where(targets != -100, token % logits.shape[-1]))
+
+
+def _probability_sum(logits: Tensor, targets: Tensor) -> Tensor:
+    return token_logps(logits, targets).exp().masked_fill(targets == -100, 0.0).sum(-1)
+
+
+def _unnormalised(logits: Tensor, targets: Tensor) -> Tensor:
+    return logits.gather(-1, targets.clamp(min=0)[..., None])[..., 0].masked_fill(targets == -100, 0.0).sum(-1)
+
+
+_PAD = -100
+_LOGITS = torch.tensor(
+    [
+        [[1.0, -0.5, 0.3, 2.0], [0.2, 1.4, -1.0, 0.0], [0.6, 0.1, -0.8, 1.2]],
+        [[-0.3, 0.9, 0.5, 0.1], [1.5, -1.2, 0.4, 0.7], [0.0, 0.8, 2.1, -0.6]],
+    ]
+)
+
+ANSWER_LOG_LIKELIHOOD = Exercise(
+    right=_log_likelihood,
+    cases=[
+        (_LOGITS, torch.tensor([[3, 1, _PAD], [0, 2, 1]])),
+        (_LOGITS[:, :2].flip(0), torch.tensor([[_PAD, 3], [2, 0]])),
+    ],
+    read=_tensor,
+    asked="a tensor of shape (n,)",
+    praise="Padding adds nothing, and a longer answer is less likely: this sum is the s of the theory.",
+    mistakes={
+        "sign_flipped": Mistake(
+            "The sign is flipped: this is the loss, -log pi. Logarithms of probabilities are at most 0; `cross_entropy` returns their negative.",
+            _negated([_log_likelihood]),
+        ),
+        "whole_batch": Mistake(
+            "This is one number for the whole batch. Reduce over the tokens of each answer (the last axis) and keep one number an example; "
+            "`cross_entropy` needs reduction='none'.",
+            _either_sign(
+                *_pooled(_log_likelihood),
+                lambda logits, targets: _log_likelihood(logits, targets).sum() / _count(targets).sum(),
+            ),
+        ),
+        "padding_counted": Mistake(
+            "Padding is counted: where the target is -100 there is no token, yet a token's log-probability was added. Set those places to 0 before the sum.",
+            _either_sign(_padded_as(0), _padded_as(-1)),
+        ),
+        "length_normalised": Mistake(
+            "This is the mean over the answer's tokens. The log-likelihood of an answer is the sum: dividing by the length comes with perplexity.",
+            _either_sign(_per_token),
+        ),
+        "padded_length": Mistake(
+            "This is the mean over all T places, padding included, so it depends on the longest answer of the batch. Take the sum.",
+            _either_sign(lambda logits, targets: token_logps(logits, targets).mean(-1)),
+        ),
+        "probabilities": Mistake(
+            "These are probabilities, multiplied or added, not their logarithms. Take log_softmax, then add.",
+            [_probability_sum, lambda logits, targets: _log_likelihood(logits, targets).exp()],
+        ),
+        "unnormalised": Mistake(
+            "You added logits. A logit is a log-probability only once log sum exp over the vocabulary is taken off: use log_softmax(-1).",
+            _either_sign(_unnormalised),
+        ),
+        "shifted": Mistake(
+            "Logits and targets are shifted by one position against each other. Here logits[:, t] already predict targets[:, t]: no shift is left to do.",
+            _either_sign(
+                lambda logits, targets: _log_likelihood(logits[:, :-1], targets[:, 1:]),
+                lambda logits, targets: _log_likelihood(logits[:, 1:], targets[:, :-1]),
+            ),
+        ),
+    },
+)
+
+
+def answer_log_likelihood(fn: Function) -> Feedback:
+    """fn(logits (n, T, V), targets (n, T), -100 for padding) -> (n,): log pi of each answer, summed over its tokens, in nats.
+
+    logits[:, t] predict targets[:, t], as `dynamics.answer_logits` returns them.
+    """
+    return _judge(fn, ANSWER_LOG_LIKELIHOOD)
+
+
+def _surprise(logps: Tensor, targets: Tensor) -> Tensor:
+    """Mean of -log pi over the answer's tokens, in nats."""
+    return -logps.sum(-1) / _count(targets)
+
+
+def _perplexity(logps: Tensor, targets: Tensor) -> Tensor:
+    return _surprise(logps, targets).exp()
+
+
+def _batch_perplexity(logps: Tensor, targets: Tensor) -> Tensor:
+    return (-logps.sum() / _count(targets).sum()).exp()
+
+
+def _mean_of_inverses(logps: Tensor, targets: Tensor) -> Tensor:
+    return (-logps).exp().masked_fill(targets == -100, 0.0).sum(-1) / _count(targets)
+
+
+PERPLEXITY = Exercise(
+    right=_perplexity,
+    cases=[
+        (torch.tensor([[-0.5, -1.2, 0.0], [-0.2, -0.7, -1.6]]), torch.tensor([[3, 1, _PAD], [0, 2, 1]])),
+        (torch.tensor([[0.0, -2.3], [-0.1, -0.4]]), torch.tensor([[_PAD, 5], [1, 4]])),
+    ],
+    read=_tensor,
+    asked="a tensor of shape (n,)",
+    praise="Certainty gives 1 and a blind guess among k tokens gives k, however long the answer.",
+    mistakes={
+        "sign_missing": Mistake(
+            "The sign is missing: this is below 1, the inverse. A perplexity is at least 1, the exponential of the mean of *minus* log pi.",
+            [
+                lambda logps, targets: (-_surprise(logps, targets)).exp(),
+                lambda logps, targets: logps.sum(-1).exp(),
+                lambda logps, targets: logps.mean(-1).exp(),
+            ],
+        ),
+        "not_normalised": Mistake(
+            "The length normalisation is missing: this grows with each token. Divide the sum by the number of the answer's tokens, then take exp.",
+            [lambda logps, targets: (-logps.sum(-1)).exp()],
+        ),
+        "padding_counted": Mistake(
+            "Padding is counted in the length: you divided by T. Divide by the number of targets that are not -100 in each row.",
+            [lambda logps, targets: (-logps.mean(-1)).exp()],
+        ),
+        "whole_batch": Mistake(
+            "This is one perplexity of the whole batch. Average over the tokens of each answer (the last axis) and keep one number an example.",
+            [
+                *_pooled(_perplexity),
+                lambda *a: _surprise(*a).mean().exp(),
+                lambda *a: _surprise(*a).mean().exp().expand(len(a[0])),
+                _batch_perplexity,
+                lambda *a: _batch_perplexity(*a).expand(len(a[0])),
+            ],
+        ),
+        "base_2": Mistake(
+            "This is 2 to the mean, but the log-probabilities are in nats: take exp. (2 belongs to logarithms of base 2, and would give the same.)",
+            [lambda logps, targets: 2 ** _surprise(logps, targets)],
+        ),
+        "not_exponentiated": Mistake(
+            "This is the mean surprise a token in nats: perplexity is its exponential.", _either_sign(_surprise)
+        ),
+        "mean_of_inverses": Mistake(
+            "You averaged 1/pi over the tokens. Average the logarithms first, then take exp: a geometric mean, which one unlikely token cannot rule alone.",
+            [_mean_of_inverses, lambda logps, targets: (-logps).exp().mean(-1)],
+        ),
+    },
+)
+
+
+def perplexity(fn: Function) -> Feedback:
+    """fn(logps (n, T), targets (n, T)) -> (n,): exp of the mean of -log pi over each answer's tokens.
+
+    Where targets are -100 there is no token, and logps are 0, as `dynamics.token_logps` returns them.
+    """
+    return _judge(fn, PERPLEXITY)
+
+
+# --- notebook 03: what one step does --------------------------------------------------------------------------------------------------
+
+
+def _change(g_u: Tensor, g_v: Tensor, lr: float) -> Tensor:
+    return lr * (g_u @ g_v)
+
+
+ONE_STEP_CHANGE = Exercise(
+    right=_change,
+    cases=[
+        (torch.tensor([1.0, -2.0, 0.5]), torch.tensor([0.4, 0.3, 1.5]), 0.1),
+        (torch.tensor([0.6, 1.1]), torch.tensor([-2.0, 0.3]), 0.5),
+    ],
+    read=_number,
+    asked="one number",
+    praise="A descent step on -log pi(u) moves the weights by lr * g_u, and log pi(v) by lr * <g_u, g_v>: the same whichever of the two is trained on.",
+    mistakes={
+        "sign_flipped": Mistake(
+            "The sign is flipped. Descent on -log pi(u) is ascent on log pi(u): the weights move by +lr * g_u. "
+            "Ask what the step does to u itself: its log-probability must rise.",
+            _negated([_change]),
+        ),
+        "cosine": Mistake(
+            "This has the cosine in place of the inner product: the direction without the magnitudes. A long gradient moves more: do not divide by the norms.",
+            _either_sign(
+                lambda u, v, lr: lr * (u @ v) / (u.norm() * v.norm()), lambda u, v, lr: u @ v / (u.norm() * v.norm())
+            ),
+        ),
+        "lr_missing": Mistake(
+            "The learning rate is missing: half the step moves half as far.", _either_sign(lambda u, v, lr: u @ v)
+        ),
+        "lr_squared": Mistake(
+            "The learning rate is in there twice. It scales the step of the weights once, and the change is linear in that step.",
+            _either_sign(lambda u, v, lr: lr**2 * (u @ v)),
+        ),
+        "one_norm": Mistake(
+            "You divided by the norm of one gradient: this is a projection. To first order the change is lr times the inner product, with no norm at all.",
+            _either_sign(lambda u, v, lr: lr * (u @ v) / u.norm(), lambda u, v, lr: lr * (u @ v) / v.norm()),
+        ),
+        "one_gradient": Mistake(
+            "Only one of the two gradients is in there: that is what a step on an example does to itself. Multiply g_u, which moves the weights, with g_v, which feels it.",
+            _either_sign(
+                *(lambda u, v, lr, i=i: lr * (u, v)[i] @ (u, v)[i] for i in (0, 1)),
+                *(lambda u, v, lr, i=i: lr * (u, v)[i].norm() for i in (0, 1)),
+            ),
+        ),
+        "norms_only": Mistake(
+            "You multiplied the norms, which is the most that a step could do. The angle between the gradients counts too: take the inner product.",
+            _either_sign(lambda u, v, lr: lr * u.norm() * v.norm()),
+        ),
+    },
+)
+
+
+def one_step_change(fn: Function) -> Feedback:
+    """fn(g_u (d,), g_v (d,), lr) -> number: to first order, the change of log pi(v) by one SGD step of rate lr on -log pi(u).
+
+    g_u and g_v are the gradients of log pi(u) and log pi(v).
+    """
+    return _judge(fn, ONE_STEP_CHANGE)
+
+
+# --- notebook 03: Kullback-Leibler divergence ---------------------------------------------------------------------------------------------
+
+
+def _kl(p: Tensor, q: Tensor) -> Tensor:
+    return torch.xlogy(p, p / q).sum(-1)
+
+
+def _naive_kl(p: Tensor, q: Tensor) -> Tensor:
+    return (p * (p / q).log()).sum(-1)  # NaN where p has a 0
+
+
+def _either_kl(change: Callable[[Function], Sequence[Function]]) -> list[Function]:
+    """A mistake made by who minds the zeros, and by who does not."""
+    return [way for base in (_kl, _naive_kl) for way in change(base)]
+
+
+KL = Exercise(
+    right=_kl,
+    cases=[
+        (torch.tensor([[0.7, 0.2, 0.1], [0.3, 0.3, 0.4]]), torch.tensor([[0.2, 0.5, 0.3], [0.3, 0.3, 0.4]])),
+        (torch.tensor([[0.5, 0.5, 0.0, 0.0]]), torch.tensor([[0.6, 0.1, 0.1, 0.2]])),
+    ],
+    read=_tensor,
+    asked="a tensor of shape (n,)",
+    praise="It is 0 where p equals q, a zero of p adds nothing, and it counts what p does, so that swapping the two changes it.",
+    mistakes={
+        "zero_probability": Mistake(
+            "It is right but where p has a 0: there 0 * log 0 gave NaN. The limit is 0: a token that p never takes adds nothing. "
+            "Use torch.xlogy, or leave those terms out.",
+            [_naive_kl],
+        ),
+        "swapped": Mistake(
+            "This is KL(q||p). KL(p||q) weighs the log-ratio by p. Mind `kl_div(a, b)`: it takes log-probabilities first and returns KL(b||exp a).",
+            [lambda p, q: _naive_kl(q, p)],
+        ),
+        "sign_flipped": Mistake(
+            "The sign is flipped: a divergence is never negative. Look at which of p and q is above in the ratio.",
+            _either_kl(lambda f: _negated([f])),
+        ),
+        "bits": Mistake(
+            "This is in bits. Nats are asked for: take the natural logarithm, not log2.",
+            _either_kl(lambda f: [lambda p, q: f(p, q) / math.log(2)]),
+        ),
+        "whole_batch": Mistake(
+            "The rows are added up or averaged. Sum over the vocabulary (the last axis) only: one number a row.",
+            _either_kl(_pooled),
+        ),
+        "vocabulary_mean": Mistake(
+            "You averaged over the vocabulary. p already weighs the terms: sum them. (`kl_div` averages unless you say otherwise.)",
+            _either_kl(lambda f: [g := lambda p, q: f(p, q) / p.shape[-1], *_pooled(g)]),
+        ),
+        "cross_entropy": Mistake(
+            "This is the cross-entropy, -sum p log q, which is not 0 where p equals q. Take off the entropy of p.",
+            [lambda p, q: -(p * q.log()).sum(-1)],
+        ),
+    },
+)
+
+
+def kl(fn: Function) -> Feedback:
+    """fn(p (n, V), q (n, V)) -> (n,): KL(p||q) of each row in nats. q has no zeros, p may."""
+    return _judge(fn, KL)
+
+
+# --- notebook 04: what is kept of rollouts ------------------------------------------------------------------------------------------------
+
+
+def _group(*replies: str) -> list[Rollout]:
+    """Replies to a puzzle of three tiles whose answer is 2 3 1, with the reward they really get."""
+    scores = [jigsaw.reward_p1(text, (2, 3, 1), 1, 3) for text in replies]
+    return [Rollout(0, i, 0, replies[i], s.hit, s.exact, s.fmt) for i, s in enumerate(scores)]
+
+
+def _distinct(group: list[Rollout]) -> list[Rollout]:
+    return list({r.text: r for r in group}.values())
+
+
+def _keeping(*keeps: Callable[[Rollout], bool]) -> list[Function]:
+    """Rules that keep by such a test, with and without repeats."""
+    return [
+        lambda group, keep=keep, then=then: then([r for r in group if keep(r)])
+        for keep in keeps
+        for then in (_distinct, list)
+    ]
+
+
+def _keep_correct(group: list[Rollout]) -> list[Rollout]:
+    return _distinct([r for r in group if r.correct])
+
+
+_RIGHT, _ALSO_RIGHT = (
+    f"<think> {words} </think> <answer> 2 3 1 </answer>" for words in ("sky right left", "right , left")
+)
+_BARE = "<answer> 2 3 1 </answer>"
+_PARTLY, _WRONG = (f"<think> sky </think> <answer> {answer} </answer>" for answer in ("2 1 3", "3 1 2"))
+
+KEEP_CORRECT = Exercise(
+    right=_keep_correct,
+    cases=[
+        (_group(_RIGHT, _PARTLY, _RIGHT, _ALSO_RIGHT, _BARE, _WRONG, "2 3 1"),),
+        (_group(_PARTLY, _WRONG),),
+        (_group(_ALSO_RIGHT, _RIGHT),),
+    ],
+    read=_texts,
+    asked="a list of Rollout",
+    praise="That is rejection sampling: nothing wrong gets in, and no reply counts twice.",
+    mistakes={
+        "keeps_repeats": Mistake(
+            "The right replies are kept, but repeats among them too. A reply sampled twice would be learnt twice: keep one a distinct text.",
+            [lambda group: [r for r in group if r.correct]],
+        ),
+        "ignores_template": Mistake(
+            "You keep a right answer that is not in the template (exact is 1, fmt is 0). Imitating it would teach to leave the thinking out: ask for both, "
+            "as `Rollout.correct` does.",
+            _keeping(lambda r: r.exact == 1),
+        ),
+        "partly_right": Mistake(
+            "You keep replies that do not solve the puzzle. A reward or hit above 0 only says that something was right: ask for exact and fmt to be 1.",
+            _keeping(
+                lambda r: r.hit > 0,
+                lambda r: r.hit > 0 and r.fmt == 1,
+                lambda r: r.reward > 0,
+                lambda r: r.reward >= 1,
+                lambda r: r.reward > 1,
+                lambda r: r.fmt == 1,
+                lambda r: True,
+            ),
+        ),
+        "drops_group": Mistake(
+            "One wrong reply makes you drop the whole group, the right ones too. Look at each reply by itself.",
+            [
+                lambda group, then=then: then(group) if all(r.correct for r in group) else []
+                for then in (_distinct, list)
+            ],
+        ),
+        "one_a_group": Mistake(
+            "You keep a single reply of the group. There is more than one right text: keep each of them once.",
+            [lambda group, i=i: _keep_correct(group)[i:][:1] for i in (0, -1)],
+        ),
+    },
+)
+
+
+def keep_correct(fn: Function) -> Feedback:
+    """fn(group, the list of Rollout of one prompt) -> list of Rollout: the correct ones, one of each distinct text, in any order."""
+    return _judge(fn, KEEP_CORRECT)
+
+
+def _counted(keep: Callable[[int, int], bool]) -> Function:
+    return lambda correct, n: [keep(c, n) for c in correct]
+
+
+def _rif(correct: list[int], n: int) -> list[bool]:
+    return [1 <= c <= n for c in correct]
+
+
+INSTANCE_FILTER = Exercise(
+    right=_rif,
+    cases=[([0, 1, 4, 7, 8, 0], 8), ([3, 0, 4, 1, 2], 4)],
+    read=_bools,
+    asked="a list with one True or False for each prompt",
+    praise="Prompts that were never solved are left out: they hold nothing to imitate and give RFT no signal.",
+    mistakes={
+        "keeps_none_solved": Mistake(
+            "You keep prompts with 0 of n right: all their replies are wrong, so there is nothing to learn from. The filter asks for at least 1.",
+            [
+                _counted(lambda c, n: True),
+                _counted(lambda c, n: c < n),
+                _counted(lambda c, n: c < 8),
+                _counted(lambda c, n: c == 0),
+            ],
+        ),
+        "drops_all_solved": Mistake(
+            "You drop prompts with n of n right. That is the other documented reading, 1 to n - 1 (1..7 of 8: equal rewards leave RFT no advantage to learn from). "
+            "It is not asked for here: keep 1 to n, n of n too.",
+            [_counted(lambda c, n: 1 <= c < n), _counted(lambda c, n: 1 <= c < 8)],
+        ),
+        "only_all_solved": Mistake(
+            "You keep only prompts with n of n right: the easiest, with the least left to learn. One right reply is enough.",
+            [_counted(lambda c, n: c == n), _counted(lambda c, n: c == 8)],
+        ),
+        "majority": Mistake(
+            "You ask for half of the replies or more to be right. One right reply is enough.",
+            [_counted(lambda c, n: 2 * c > n), _counted(lambda c, n: 2 * c >= n)],
+        ),
+    },
+)
+
+
+def instance_filter(fn: Function) -> Feedback:
+    """fn(correct, n): of each prompt the number of right replies among n -> of each True if it is kept, at 1 to n right.
+
+    Rollout-based instance filtering of 2507.05386, in the reading that keeps n of n.
+    """
+    return _judge(fn, INSTANCE_FILTER)
+
+
+# --- notebook 04: the drop at matched accuracy ----------------------------------------------------------------------------------------------
+
+Curve = np.ndarray
+
+
+def _matched_drop(steps: Curve, new: Curve, prior: Curve, target: float) -> float | None:
+    step = crossing(steps, new, target)
+    return None if step is None else 100 * (prior[0] - value_at(steps, prior, step))
+
+
+def _last_crossing(steps: Curve, new: Curve, prior: Curve, target: float) -> float | None:
+    ups = [i for i in range(1, len(new)) if new[i - 1] < target <= new[i]]
+    i = ups[-1] - 1 if ups else 0
+    drop = _matched_drop(steps[i:], new[i:], prior[i:], target)
+    return None if drop is None else drop + 100 * (prior[0] - prior[i])
+
+
+def _drop_at(*picks: Callable[[Curve, float], Any]) -> list[Function]:
+    """The drop at one evaluation, picked by `new` and the target; whether or not the target is ever reached, and None if not."""
+
+    def way(pick: Callable[[Curve, float], Any], minded: bool) -> Function:
+        return lambda steps, new, prior, target: (
+            None if minded and new.max() < target else 100 * (prior[0] - prior[pick(new, target)])
+        )
+
+    return [way(pick, minded) for pick in picks for minded in (True, False)]
+
+
+def _changed(
+    reached: Callable[[float, Curve], float] = lambda drop, prior: drop,
+    never: Callable[[Curve, Curve], float | None] = lambda new, prior: None,
+) -> Function:
+    """The right drop, changed; or something else where there is none."""
+
+    def way(steps: Curve, new: Curve, prior: Curve, target: float) -> float | None:
+        drop = _matched_drop(steps, new, prior, target)
+        return never(new, prior) if drop is None else reached(drop, prior)
+
+    return way
+
+
+MATCHED_DROP = Exercise(
+    right=_matched_drop,
+    cases=[
+        (
+            np.array([0, 10, 20, 30, 40, 50]),
+            np.array([0.0, 0.2, 0.6, 0.45, 0.9, 0.8]),
+            np.array([0.9, 0.85, 0.7, 0.74, 0.5, 0.4]),
+            0.5,
+        ),
+        (np.array([0, 5, 20]), np.array([0.1, 0.35, 0.3]), np.array([0.8, 0.7, 0.65]), 0.5),
+        (np.array([0, 10, 15]), np.array([0.6, 0.7, 0.9]), np.array([0.8, 0.75, 0.6]), 0.5),
+    ],
+    read=_number_or_none,
+    asked="one number or None",
+    praise="First crossing, on the line between evaluations, in points; and no number for a run that never got there.",
+    mistakes={
+        "number_though_never_reached": Mistake(
+            "You return a number for a run that never reaches the target. It cannot be compared at that accuracy: return None, and say how many runs are missing.",
+            [
+                _changed(never=lambda new, prior: 0.0),
+                _changed(never=lambda new, prior: math.nan),
+                _changed(never=lambda new, prior: 100 * (prior[0] - prior[-1])),
+                _changed(never=lambda new, prior: 100 * (prior[0] - prior[new.argmax()])),
+            ],
+        ),
+        "sign_flipped": Mistake(
+            "The sign is flipped: a drop is positive when accuracy was lost, the first prior accuracy minus the one at the crossing.",
+            [_changed(lambda drop, prior: -drop)],
+        ),
+        "fraction": Mistake(
+            "This is a fraction. The drop is asked for in percentage points: times 100.",
+            [_changed(lambda drop, prior: drop / 100), _changed(lambda drop, prior: -drop / 100)],
+        ),
+        "relative": Mistake(
+            "This is the drop relative to the first prior accuracy. Points are a plain difference of accuracies: do not divide.",
+            [_changed(lambda drop, prior: drop / prior[0]), _changed(lambda drop, prior: drop / prior[0] / 100)],
+        ),
+        "last_evaluation": Mistake(
+            "You took the last evaluation. How far a run went past the target is how long you let it run: compare where new first reaches the target.",
+            _drop_at(lambda new, target: -1),
+        ),
+        "best_evaluation": Mistake(
+            "You took the evaluation with the best new accuracy. Matching means the same accuracy for every run: take the first crossing of the target.",
+            _drop_at(lambda new, target: new.argmax()),
+        ),
+        "last_crossing": Mistake(
+            "You took the last time that new rises to the target. It fell below in between: take the first.",
+            [_last_crossing],
+        ),
+        "not_interpolated": Mistake(
+            "You took the evaluation nearest to the crossing. The target lies between two evaluations: read the prior accuracy off the line between them, "
+            "at the step where the line of new crosses the target.",
+            _drop_at(
+                lambda new, target: (new >= target).argmax(),
+                lambda new, target: max((new >= target).argmax() - 1, 0),
+                lambda new, target: abs(new - target).argmin(),
+            ),
+        ),
+    },
+)
+
+
+def matched_drop(fn: Function) -> Feedback:
+    """fn(steps, new, prior, target) -> the drop of prior since its first evaluation, in percentage points, where new first reaches target.
+
+    steps, new and prior are NumPy arrays of one evaluation each, accuracies lie in [0, 1]. Linear between evaluations; None if new
+    never reaches the target, 0 if it does at the first evaluation.
+    """
+    return _judge(fn, MATCHED_DROP)

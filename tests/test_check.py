@@ -1,0 +1,543 @@
+import contextlib
+import itertools
+import math
+import threading
+import time
+import warnings
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from rftkit import check
+from rftkit.check import Exercise, Feedback
+from rftkit.evals import crossing, value_at
+from rftkit.rollouts import Rollout
+
+CHECKS = {
+    check.per_example_gradients: check.PER_EXAMPLE_GRADIENTS,
+    check.answer_log_likelihood: check.ANSWER_LOG_LIKELIHOOD,
+    check.perplexity: check.PERPLEXITY,
+    check.one_step_change: check.ONE_STEP_CHANGE,
+    check.kl: check.KL,
+    check.keep_correct: check.KEEP_CORRECT,
+    check.instance_filter: check.INSTANCE_FILTER,
+    check.matched_drop: check.MATCHED_DROP,
+}
+every_check = pytest.mark.parametrize("try_it", CHECKS, ids=lambda c: c.__name__)
+
+
+# --- answers as learners write them: they share nothing with check.py ------------------------------------------------------------
+
+
+def gradients_by_autograd(W, X, y, sign=1.0, reduce=None):
+    def one(x, k):
+        w = W.clone().requires_grad_()
+        return torch.autograd.grad(sign * F.log_softmax(w @ x, -1)[k], w)[0]
+
+    each = torch.stack([one(x, k) for x, k in zip(X, y, strict=True)])
+    return each if reduce is None else reduce(each)
+
+
+def gradients_by_vmap(W, X, y):
+    score = torch.func.grad(lambda w, x, k: (w @ x).log_softmax(-1).gather(0, k[None])[0])
+    return torch.func.vmap(score, (None, 0, 0))(W, X, y)
+
+
+def gradients_by_loop(W, X, y):
+    """With the requires_grad left in, and W changed in place."""
+    W.requires_grad_()
+    pi = torch.softmax(X @ W.T, -1)
+    return torch.stack([torch.outer(torch.eye(5)[k] - p, x) for x, k, p in zip(X, y, pi, strict=True)])
+
+
+def batch_backward(reduction):
+    def fn(W, X, y):
+        W.requires_grad_()
+        F.cross_entropy(X @ W.T, y, reduction=reduction).backward()
+        return W.grad.expand(len(X), -1, -1)
+
+    return fn
+
+
+def logp(logits, targets, ignored=0.0):
+    """Token by token, with Python's numbers."""
+    rows = []
+    for row, goal in zip(logits.tolist(), targets.tolist(), strict=True):
+        rows.append(
+            [ignored if k == -100 else z[k] - math.log(sum(map(math.exp, z))) for z, k in zip(row, goal, strict=True)]
+        )
+    return torch.tensor(rows)
+
+
+def nll(logits, targets, reduction="none"):
+    out = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100, reduction=reduction)
+    return out.view(targets.shape) if reduction == "none" else out
+
+
+def shift(logits, targets):
+    return -nll(logits[:, :-1].contiguous(), targets[:, 1:].contiguous()).sum(1)
+
+
+def lengths(targets):
+    return (targets >= 0).sum(1)
+
+
+def ppl_by_loop(logps, targets):
+    out = []
+    for row, goal in zip(logps, targets, strict=True):
+        own = row[goal != -100]
+        out.append(2 ** (-own.mean() / math.log(2)))
+    return torch.stack(out)
+
+
+def kl_by_loop(p, q):
+    return torch.tensor(
+        [
+            sum(a * math.log(a / b) for a, b in zip(x, y, strict=True) if a)
+            for x, y in zip(p.tolist(), q.tolist(), strict=True)
+        ]
+    )
+
+
+def kl_torch(p, q, reduction="none"):
+    return F.kl_div(q.log(), p, reduction=reduction)
+
+
+def keep_by_loop(group):
+    kept, texts = [], set()
+    for r in reversed(group):
+        if r.exact == 1 and r.fmt == 1 and r.text not in texts:
+            kept.append(r)
+            texts.add(r.text)
+    return tuple(kept)
+
+
+def keep_where(test):
+    return lambda group: list({r.text: r for r in group if test(r)}.values())
+
+
+def drop_by_loop(steps, new, prior, target):
+    for i in range(len(steps)):
+        if new[i] >= target:
+            part = 0 if i == 0 else (new[i] - target) / (new[i] - new[i - 1])
+            return 100 * (prior[0] - (part * prior[i - 1] + (1 - part) * prior[i]))
+    return None
+
+
+def drop_by_grid(steps, new, prior, target):
+    """Very many steps in place of algebra, as a NumPy number."""
+    x = np.linspace(steps[0], steps[-1], 2_000_001)
+    reached = np.interp(x, steps, new) >= target - 1e-12
+    return 100 * (prior[0] - np.interp(x, steps, prior)[reached.argmax()]) if reached.any() else None
+
+
+def drop_at_index(pick):
+    def fn(steps, new, prior, target):
+        return 100 * (prior[0] - prior[pick(list(new), target)]) if max(new) >= target else None
+
+    return fn
+
+
+def drop_then(change):
+    def fn(*case):
+        right = drop_by_loop(*case)
+        return None if right is None else change(right, case[2])
+
+    return fn
+
+
+def drop_interp(steps, new, prior, target):
+    """value_at a crossing that is the last step where there is none."""
+    step = crossing(steps, new, target)
+    return 100 * (prior[0] - value_at(steps, prior, steps[-1] if step is None else step))
+
+
+RIGHT = {
+    check.per_example_gradients: [gradients_by_autograd, gradients_by_vmap, gradients_by_loop, lambda *a: gradients_by_loop(*a).double()],
+    check.answer_log_likelihood: [lambda z, t: logp(z, t).sum(1), lambda z, t: -nll(z, t).sum(1)],
+    check.perplexity: [ppl_by_loop, lambda s, t: torch.exp(-s.sum(1) / lengths(t)), lambda s, t: ppl_by_loop(s, t) + 1e-6],
+    check.one_step_change: [
+        lambda u, v, lr: lr * torch.dot(u, v),
+        lambda u, v, lr: float(lr * (u * v).sum()),
+        lambda u, v, lr: np.float32(sum(a * b for a, b in zip(u.tolist(), v.tolist(), strict=True)) * lr),
+    ],
+    check.kl: [kl_by_loop, lambda p, q: kl_torch(p, q).sum(-1), lambda p, q: (p * ((p + 1e-9).log() - q.log())).sum(1)],
+    check.keep_correct: [keep_by_loop, keep_where(lambda r: r.correct), keep_where(lambda r: r.reward == 3)],
+    check.instance_filter: [
+        lambda c, n=8: [x > 0 for x in c],
+        lambda c, n=8: np.array(c) >= 1,
+        lambda c, n=8: tuple(1 <= x <= n for x in c),
+        lambda c, n=8: torch.tensor(c) > 0,
+    ],
+    check.matched_drop: [drop_by_loop, drop_by_grid, lambda *a: drop_by_loop(*(list(x) for x in a[:3]), a[3])],
+}  # fmt: skip
+
+WRONG = {
+    check.per_example_gradients: [
+        ("whole_batch", batch_backward("mean")),
+        ("whole_batch", batch_backward("sum")),
+        ("whole_batch", lambda *a: gradients_by_autograd(*a, reduce=lambda g: g.mean(0))),
+        ("whole_batch", lambda *a: gradients_by_autograd(*a, reduce=lambda g: g.sum(0, keepdim=True).repeat(len(g), 1, 1))),
+        ("sign_flipped", lambda *a: gradients_by_autograd(*a, sign=-1)),
+        ("sign_flipped", lambda W, X, y: torch.einsum("nc,nd->ncd", (X @ W.T).softmax(1) - F.one_hot(y, 5), X)),  # pi - y
+        ("divided_by_n", lambda *a: gradients_by_autograd(*a) / len(a[1])),
+        ("transposed", lambda *a: gradients_by_autograd(*a).transpose(1, 2)),
+        ("transposed", lambda W, X, y: torch.einsum("nd,nc->ndc", X, F.one_hot(y, 5) - (X @ W.T).softmax(1)).reshape(-1, *W.shape)),
+        ("normaliser_ignored", lambda W, X, y: F.one_hot(y, 5)[:, :, None] * X[:, None]),
+        ("probability", lambda W, X, y: gradients_by_autograd(W, X, y) * F.cross_entropy(X @ W.T, y, reduction="none").neg().exp().view(-1, 1, 1)),
+        ("column_of_A", lambda W, X, y: torch.stack([torch.outer((torch.eye(5) - torch.ones(5, 1) * (W @ x).softmax(0))[:, k], x) for x, k in zip(X, y, strict=True)])),
+    ],
+    check.answer_log_likelihood: [
+        ("padding_counted", lambda z, t: z.log_softmax(-1).gather(2, t.clamp(min=0)[:, :, None]).sum((1, 2))),
+        ("padding_counted", lambda z, t: z.log_softmax(-1).gather(2, t.where(t >= 0, z.shape[2] - 1)[:, :, None]).sum((1, 2))),
+        ("length_normalised", lambda z, t: logp(z, t, math.nan).nanmean(1)),
+        ("length_normalised", lambda z, t: torch.stack([F.cross_entropy(a, b) for a, b in zip(z, t, strict=True)])),
+        ("padded_length", lambda z, t: logp(z, t).mean(1)),
+        ("probabilities", lambda z, t: (logp(z, t).exp() * (t >= 0)).sum(1)),
+        ("probabilities", lambda z, t: logp(z, t).exp().prod(1)),
+        ("unnormalised", lambda z, t: F.nll_loss(z.transpose(1, 2), t, reduction="none").sum(1).neg()),
+        ("shifted", shift),
+        ("shifted", lambda z, t: shift(z.flip(1), t.flip(1))),
+        ("sign_flipped", lambda z, t: nll(z, t).sum(1)),
+        ("whole_batch", lambda z, t: nll(z, t, "mean")),
+        ("whole_batch", lambda z, t: -nll(z, t, "sum")),
+    ],
+    check.perplexity: [
+        ("not_normalised", lambda s, t: torch.exp(-s.sum(1))),
+        ("padding_counted", lambda s, t: torch.exp(-s.mean(1))),
+        ("sign_missing", lambda s, t: torch.exp(s.sum(1) / lengths(t))),
+        ("base_2", lambda s, t: 2 ** (-s.sum(1) / lengths(t))),
+        ("whole_batch", lambda s, t: torch.exp(-s.sum() / (t != -100).sum())),
+        ("whole_batch", lambda s, t: torch.full((len(s),), ppl_by_loop(s, t).mean().item())),
+        ("whole_batch", lambda s, t: ppl_by_loop(s, t).log().mean().exp()),
+        ("not_exponentiated", lambda s, t: ppl_by_loop(s, t).log()),
+        ("mean_of_inverses", lambda s, t: torch.stack([(1 / a.exp())[b >= 0].mean() for a, b in zip(s, t, strict=True)])),
+    ],
+    check.one_step_change: [
+        ("sign_flipped", lambda u, v, lr: -lr * u @ v),
+        ("cosine", lambda u, v, lr: lr * F.cosine_similarity(u, v, dim=0)),
+        ("cosine", lambda u, v, lr: F.cosine_similarity(u, v, dim=0).item()),
+        ("lr_missing", lambda u, v, lr: u @ v),
+        ("lr_missing", lambda u, v, lr: -u @ v),
+        ("lr_squared", lambda u, v, lr: (lr * u) @ (lr * v)),
+        ("one_norm", lambda u, v, lr: lr * u @ F.normalize(v, dim=0)),
+        ("one_norm", lambda u, v, lr: lr * v @ F.normalize(u, dim=0)),
+        ("one_gradient", lambda u, v, lr: lr * u.square().sum()),
+        ("one_gradient", lambda u, v, lr: lr * v.square().sum()),
+        ("one_gradient", lambda u, v, lr: lr * u.norm()),
+        ("norms_only", lambda u, v, lr: lr * u.norm() * v.norm()),
+    ],
+    check.kl: [
+        ("swapped", lambda p, q: kl_torch(q, p).sum(1)),
+        ("bits", lambda p, q: (p * (p / q).log2()).sum(1)),
+        ("bits", lambda p, q: (p * (p / q).log2()).nansum(1)),
+        ("whole_batch", lambda p, q: kl_torch(p, q, "sum")),
+        ("whole_batch", lambda p, q: kl_torch(p, q, "batchmean")),
+        ("whole_batch", lambda p, q: (p * (p.log() - q.log())).sum()),
+        ("vocabulary_mean", lambda p, q: kl_torch(p, q).mean(1)),
+        ("vocabulary_mean", lambda p, q: kl_torch(p, q).mean()),  # what reduction="mean" does
+        ("zero_probability", lambda p, q: (p * (p.log() - q.log())).sum(1)),
+        ("sign_flipped", lambda p, q: (p * (q / p).log()).sum(1)),
+        ("cross_entropy", lambda p, q: F.cross_entropy(q.log(), p, reduction="none")),
+    ],
+    check.keep_correct: [
+        ("keeps_repeats", lambda g: [r for r in g if r.correct]),
+        ("ignores_template", lambda g: [r for r in g if r.exact]),
+        ("ignores_template", keep_where(lambda r: r.reward >= 2)),
+        ("partly_right", lambda g: [r for r in g if r.reward > 1]),
+        ("partly_right", keep_where(lambda r: r.hit)),
+        ("partly_right", keep_where(lambda r: r.fmt)),
+        ("partly_right", list),
+        ("drops_group", lambda g: [] if any(not r.correct for r in g) else keep_by_loop(g)),
+        ("one_a_group", lambda g: list({r.index: r for r in g if r.correct}.values())),
+        ("one_a_group", lambda g: [r for r in g if r.correct][:1]),
+    ],
+    check.instance_filter: [
+        ("keeps_none_solved", lambda c, n=8: [0 <= x <= n for x in c]),
+        ("keeps_none_solved", lambda c, n=8: [x < n for x in c]),
+        ("drops_all_solved", lambda c, n=8: [0 < x < n for x in c]),
+        ("drops_all_solved", lambda c, n=8: [x in range(1, 8) for x in c]),
+        ("only_all_solved", lambda c, n=8: [x == n for x in c]),
+        ("majority", lambda c, n=8: [x / n > 0.5 for x in c]),
+    ],
+    check.matched_drop: [
+        ("last_evaluation", drop_at_index(lambda new, target: len(new) - 1)),
+        ("last_evaluation", lambda s, new, prior, target: 100 * (prior[0] - prior[-1])),
+        ("best_evaluation", drop_at_index(lambda new, target: new.index(max(new)))),
+        ("not_interpolated", drop_at_index(lambda new, target: next(i for i, x in enumerate(new) if x >= target))),
+        ("not_interpolated", drop_at_index(lambda new, target: min(range(len(new)), key=lambda i: abs(new[i] - target)))),
+        ("fraction", drop_then(lambda drop, prior: drop / 100)),
+        ("relative", drop_then(lambda drop, prior: drop / prior[0])),
+        ("relative", drop_then(lambda drop, prior: drop / prior[0] / 100)),
+        ("sign_flipped", drop_then(lambda drop, prior: -drop)),
+        ("number_though_never_reached", lambda *a: drop_by_loop(*a) or 0.0),
+        ("number_though_never_reached", lambda *a: math.nan if drop_by_loop(*a) is None else drop_by_loop(*a)),
+        ("number_though_never_reached", drop_interp),
+        ("last_crossing", lambda s, new, prior, t: drop_by_loop(s, new, prior, t) if new[0] >= t or max(new) < t
+         else 100 * (prior[0] - np.interp(t, new[3:5], prior[3:5]))),
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("try_it", "fn"), [(c, fn) for c, fns in RIGHT.items() for fn in fns])
+def test_right_answers_pass(try_it, fn):
+    found = try_it(fn)
+    assert found.passed and found.mistake is None, found
+    assert " is right on " in found.message and str(found).startswith("Passed: ")
+
+
+@pytest.mark.parametrize(("try_it", "mistake", "fn"), [(c, *case) for c, cases in WRONG.items() for case in cases])
+def test_mistakes_are_named(try_it, mistake, fn):
+    found = try_it(fn)
+    assert (found.passed, found.mistake) == (False, mistake), found
+    assert found.message == CHECKS[try_it].mistakes[mistake].message and str(found).startswith("Not yet: ")
+
+
+@every_check
+def test_no_named_mistake_is_left_untried(try_it):
+    assert {name for name, _ in WRONG[try_it]} == set(CHECKS[try_it].mistakes)
+
+
+# --- the inputs tell the mistakes apart ---------------------------------------------------------------------------------------------
+
+
+def results(exercise, fn):
+    return [exercise.read(fn(*case)) for case in exercise.cases]
+
+
+def clearly_differ(a, b):
+    """A hundred times the tolerance of a check, on some input."""
+
+    def differ(x, y):
+        if isinstance(x, torch.Tensor) and isinstance(y, torch.Tensor):
+            return x.shape != y.shape or not torch.allclose(x, y, rtol=1e-2, atol=1e-3, equal_nan=True)
+        return x != y
+
+    return any(map(differ, a, b))
+
+
+@every_check
+def test_mistakes_differ_from_the_right_answer_and_from_each_other(try_it):
+    exercise: Exercise = CHECKS[try_it]
+    right = results(exercise, exercise.right)
+    made = [(name, results(exercise, way)) for name, mistake in exercise.mistakes.items() for way in mistake.ways]
+    assert all(clearly_differ(right, result) for _, result in made)
+    for (name, a), (other, b) in itertools.combinations(made, 2):
+        assert name == other or clearly_differ(a, b), f"{name} and {other} look the same on these inputs"
+
+
+@every_check
+def test_the_right_answers_are_finite(try_it):
+    exercise = CHECKS[try_it]
+    numbers = [x for x in results(exercise, exercise.right) if isinstance(x, torch.Tensor)]
+    assert all(x.isfinite().all() for x in numbers)
+
+
+# --- whatever the learner's code does -------------------------------------------------------------------------------------------------
+
+
+def raising(error):
+    def mine(*args):
+        raise error
+
+    return mine
+
+
+with warnings.catch_warnings(action="ignore"):  # that nested tensors are a prototype
+    NESTED = torch.nested.nested_tensor([torch.zeros(1), torch.zeros(2)])
+
+
+class Unprintable(Exception):
+    def __str__(self):
+        raise RuntimeError
+
+
+@every_check
+def test_a_stub(try_it):
+    found = try_it(raising(NotImplementedError()))
+    assert not found.passed and found.message.startswith("mine is not written yet")
+    assert try_it(raising(NotImplementedError("write me"))).message == found.message
+
+
+@every_check
+@pytest.mark.parametrize(
+    "error",
+    [ZeroDivisionError("division by zero"), SystemExit(0), KeyboardInterrupt(), RecursionError(), Unprintable(), TimeoutError("x")],
+    ids=lambda e: type(e).__name__,
+)  # fmt: skip
+def test_a_crash(try_it, error):
+    found = try_it(raising(error))
+    assert not found.passed and found.mistake is None
+    assert found.message.startswith("mine stopped with ") and type(error).__name__ in found.message
+    assert found.message.endswith(", at `raise error`.")
+
+
+def test_a_crash_says_where():
+    def mine(p, q):
+        both = p @ q
+        return both
+
+    assert "RuntimeError" in check.kl(mine).message and check.kl(mine).message.endswith(", at `both = p @ q`.")
+
+
+def test_an_operation_torch_lacks_is_no_stub():
+    found = check.kl(lambda p, q: p.long().softmax(-1))
+    assert "not written" not in found.message and "not implemented for 'Long'" in found.message
+
+
+@every_check
+@pytest.mark.parametrize(
+    "value", ["text", {1: 2}, object(), 1j, torch.tensor(1j), iter([1.0]), [None], True, 10**400, np.zeros((2, 2)), np.array("?"),
+              torch.zeros(2, 3, 4), torch.zeros(2, 2).to_sparse(), torch.zeros(2, device="meta"), NESTED],
+    ids=lambda v: type(v).__name__,
+)  # fmt: skip
+def test_a_wrong_type(try_it, value):
+    found = try_it(lambda *args: value)
+    assert not found.passed and found.mistake is None
+    assert found.message.startswith("your function returned ") and one_sentence(found.message)
+
+
+def one_sentence(message):
+    return message.endswith(".") and ". " not in message and "\n" not in message
+
+
+@every_check
+def test_no_return(try_it):
+    found = try_it(lambda *args: None)
+    assert not found.passed and found.mistake is None
+    if try_it is check.matched_drop:
+        assert found.message.endswith("should return 16.25, but returned None.")
+    else:
+        asked = CHECKS[try_it].asked
+        assert found.message == f"your function returned None (does it end in a return?), but {asked} is asked for."
+
+
+@pytest.mark.parametrize(
+    ("try_it", "fn", "said"),
+    [
+        (check.kl, lambda p, q: [0.1], "returned a value of type `list`, but a tensor of shape (n,) is asked for."),
+        (check.kl, lambda p, q: p, "returned the shape (2, 3), but a tensor of shape (n,) is asked for: here (2,)."),
+        (check.kl, lambda p, q: torch.zeros(0), "returned the shape (0,), but a tensor of shape (n,) is asked for: here (2,)."),
+        (check.one_step_change, lambda u, v, lr: u * v * lr, "returned the shape (3,), but one number is asked for: here ()."),
+        (check.keep_correct, lambda g: [r.text for r in g], "returned a list that holds a value of type `str`, but a list of Rollout is asked for."),
+        (check.instance_filter, lambda c, n: [1 for _ in c], "a list that holds a value of type `int`, but a list with one True or False for each prompt"),
+        (check.instance_filter, lambda c, n: 3, "returned a value of type `int`, but"),
+        (check.matched_drop, lambda *a: "16", "returned a value of type `str`, but one number or None is asked for."),
+    ],
+)  # fmt: skip
+def test_wrong_shapes_and_types_get_one_sentence(try_it, fn, said):
+    found = try_it(fn)
+    assert not found.passed and found.mistake is None and said in found.message, found
+
+
+@pytest.mark.parametrize(
+    ("try_it", "fn", "said"),
+    [
+        (
+            check.kl,
+            lambda p, q: kl_by_loop(p, q) + 0.5 * (p[:, 0] == q[:, 0]),
+            "mine(p = [[0.7, 0.2, 0.1], [0.3, 0.3, 0.4]], q = [[0.2, 0.5, 0.3], [0.3, 0.3, 0.4]]) should return 0 at [1], but returned 0.5.",
+        ),
+        (check.one_step_change, lambda u, v, lr: 7, "lr = 0.1) should return 0.055, but returned 7."),
+        (check.instance_filter, lambda c, n: [False for _ in c], "mine(correct = [0, 1, 4, 7, 8, 0], n = 8) should return [False, True,"),
+        (check.instance_filter, lambda c, n: [True], "but returned [True]."),
+        (check.keep_correct, lambda g: [], "(hit 0.33, exact 0, fmt 1)"),
+        (check.matched_drop, lambda *a: 3, "target = 0.5) should return 16.25, but returned 3."),
+        (check.per_example_gradients, lambda W, X, y: torch.zeros(len(X), *W.shape), " at [0, 0, 0], but returned 0."),
+    ],
+)  # fmt: skip
+def test_an_unknown_mistake_is_shown_where_it_is(try_it, fn, said):
+    def mine(*args):
+        return fn(*args)
+
+    found = try_it(mine)
+    assert not found.passed and found.mistake is None
+    assert said in found.message and one_sentence(found.message), found
+
+
+@pytest.mark.parametrize(
+    ("try_it", "fn"),
+    [
+        (check.per_example_gradients, lambda W, X, y: torch.full((len(X), *W.shape), math.nan)),
+        (check.answer_log_likelihood, lambda z, t: torch.full((2,), math.nan)),
+        (check.perplexity, lambda s, t: ppl_by_loop(s, t) * torch.tensor([1.0, math.nan])),
+        (check.one_step_change, lambda u, v, lr: math.nan),
+        (check.kl, lambda p, q: torch.full((len(p),), math.nan)),
+        (check.matched_drop, lambda *a: math.nan),
+    ],
+)
+def test_nan_is_told(try_it, fn):
+    found = try_it(fn)
+    assert not found.passed and found.mistake is None
+    assert "but returned nan. Look for 0/0" in found.message
+
+
+@every_check
+@pytest.mark.parametrize("value", [None, 3, torch.zeros(2), [1]])
+def test_a_result_in_place_of_a_function(try_it, value):
+    found = try_it(value)
+    assert not found.passed and found.message.startswith("Pass the function itself, without calling it")
+
+
+def test_an_endless_loop_is_stopped(monkeypatch):
+    monkeypatch.setattr(check, "LIMIT", 0.2)
+    before = threading.active_count()
+
+    def mine(p, q):
+        while True:
+            with contextlib.suppress(Exception):
+                p = p + 0
+
+    start = time.perf_counter()
+    found = check.kl(mine)
+    assert time.perf_counter() - start < 5
+    assert found.message.startswith("mine was stopped after 0.2 seconds.")
+    end = time.perf_counter() + 10
+    while threading.active_count() > before and time.perf_counter() < end:
+        time.sleep(0.01)
+    assert threading.active_count() == before, "the loop still runs"
+
+
+def test_inputs_that_are_changed_do_no_harm():
+    def mine(logits, targets):
+        out = logp(logits, targets).sum(1)
+        logits.zero_()
+        targets.zero_()
+        return out
+
+    def empties(group):
+        out = keep_by_loop(group)
+        group.clear()
+        return out
+
+    assert check.answer_log_likelihood(mine).passed and check.answer_log_likelihood(mine).passed
+    assert check.keep_correct(empties).passed and check.keep_correct(empties).passed
+
+
+def test_gradients_can_be_taken_where_the_reader_switched_them_off():
+    with torch.no_grad():
+        assert check.per_example_gradients(gradients_by_autograd).passed
+
+
+def test_rollouts_to_keep_are_as_the_puzzle_scores_them():
+    (group,) = check.KEEP_CORRECT.cases[0]
+    assert all(isinstance(r, Rollout) for r in group)
+    assert [r.correct for r in group] == [True, False, True, True, False, False, False]
+    assert (group[4].exact, group[4].fmt) == (1, 0) and 0 < group[1].hit < 1
+
+
+def test_feedback_reads_well_in_a_cell():
+    found = Feedback(False, "word " * 40 + "end.")
+    assert repr(found) == str(found) and max(map(len, str(found).splitlines())) <= 100
+    assert " ".join(str(found).split()) == f"Not yet: {found.message}"
+    with pytest.raises(AttributeError):
+        found.passed = True
+
+
+@every_check
+def test_messages_are_prose(try_it):
+    exercise = CHECKS[try_it]
+    for message in [exercise.praise, *(m.message for m in exercise.mistakes.values())]:
+        assert message[0].isupper() and message.rstrip(")").endswith(".") and len(message) < 320
