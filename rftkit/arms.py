@@ -1,4 +1,4 @@
-"""The five arms of notebook 02, by name: the same functions make the live run and the recorded ones.
+"""The arms of notebooks 02 and 04, by name: the same functions make the live run and the recorded ones.
 
 `python -m rftkit record --seeds 1 2` repeats the runs in `course/recorded/`.
 """
@@ -10,13 +10,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rftkit import runs
+from rftkit import dynamics, hub, rollouts, runs
 from rftkit.config import Preset, UserError, get_preset
 from rftkit.evals import value_at
 from rftkit.plots import learning_curves, style_of
 from rftkit.policy import Policy
+from rftkit.recording import Before, run_folder
 from rftkit.rft import train_rft
-from rftkit.sft import train_sft
+from rftkit.sft import Data, answers_only, train_sft
+
+Arm = Callable[[Preset, int, Path | None], tuple[runs.RunRecord, Policy]]
+PRIOR_SEED = 77  # of the prior rows whose gradients are measured: neither trained on nor evaluated
+ROLLOUTS_DIR = runs.RECORDED_DIR / "rollouts"
 
 
 def _fast(steps: int) -> set[int]:
@@ -32,7 +37,7 @@ def _slow(steps: int) -> set[int]:
 
 def sft(preset: Preset, seed: int, home: Path | None = None) -> tuple[runs.RunRecord, Policy]:
     """Answer-only SFT at its own learning rate."""
-    return train_sft(preset, seed, name="sft", eval_steps=_fast(preset.sft_steps), home=home)
+    return imitation(preset, seed, "sft", answers_only(preset, seed), home)
 
 
 def sft_rft_lr(preset: Preset, seed: int, home: Path | None = None) -> tuple[runs.RunRecord, Policy]:
@@ -58,8 +63,142 @@ def rft_kl(preset: Preset, seed: int, home: Path | None = None) -> tuple[runs.Ru
     return train_rft(preset, seed, name="rft_kl", beta=preset.kl_beta, eval_steps=_slow(preset.rft_steps), home=home)
 
 
-ARMS: dict[str, Callable[[Preset, int, Path | None], tuple[runs.RunRecord, Policy]]] = {
+def rft_early(preset: Preset, seed: int, home: Path | None = None) -> tuple[runs.RunRecord, Policy]:
+    """A tenth of RFT: "one epoch" of the ten of 2506.23508. Solves nothing yet, and thinks already."""
+    steps = max(1, preset.rft_steps // 10)
+    return train_rft(preset, seed, name="rft_early", steps=steps, home=home)
+
+
+def rft_first(preset: Preset, seed: int, home: Path | None = None) -> tuple[runs.RunRecord, Policy]:
+    """RFT until it first solves 5 % of the puzzles: the policy that samples from itself begins here, since the base solves none."""
+    evals = set(range(2 * preset.rft_steps // 5, preset.rft_steps, 10)) | {preset.rft_steps}
+    return train_rft(preset, seed, name="rft_first", until=0.05, eval_steps=evals, home=home)
+
+
+# --- the arms of notebook 04: one algorithm, many data -----------------------------------------------------------------------
+
+PROMPTS = 2048  # puzzles asked for rollouts
+EPOCH = 320  # rows of an epoch of the arm that samples from itself anew
+
+
+def imitation(
+    preset: Preset, seed: int, name: str, data: Data, home: Path | None = None, after: Before | None = None, **settings: Any
+) -> tuple[runs.RunRecord, Policy]:  # fmt: skip
+    """SFT on `data`, with its dynamics in the record at every evaluation: eight of its rows, and two of each probe."""
+    prior = [row for task in hub.probes(preset).values() for row in task.rows(PRIOR_SEED, 2, "validation")]
+
+    def measure(policy: Policy) -> dict[str, Any]:
+        rows = data.rows(policy, Path())
+        return dynamics.measure(policy, [rows[i] for i in range(min(8, len(rows)))], prior)
+
+    steps = settings.pop("steps", preset.sft_steps)
+    return train_sft(
+        preset, seed, name=name, data=data, steps=steps, eval_steps=_fast(steps), home=home, after=after,
+        measure=None if data.ordered else measure, **settings,
+    )  # fmt: skip
+
+
+def rft_rollouts(preset: Preset, seed: int, home: Path | None = None) -> rollouts.Kept:
+    """Correct rollouts of the RFT-trained policy, one a puzzle: those that ship with the course, else sampled after training one."""
+    path = ROLLOUTS_DIR / f"{preset.name}-rft-s{seed}.jsonl"
+    task = hub.new_task(preset)
+    if path.exists() and preset == get_preset(preset.name):
+        return rollouts.load(path, task, seed)
+    _, policy = rft(preset, seed, home)
+    return _kept(policy, seed, "the RFT-trained policy, correct only")
+
+
+def _kept(policy: Policy, seed: int, source: str, rule: rollouts.Rule = rollouts.correct_only) -> rollouts.Kept:
+    drawn = rollouts.sample(policy, hub.new_task(policy.preset), seed, range(PROMPTS))
+    return rollouts.keep(drawn, rule, f"{source}, seed {seed}", per_prompt=1)
+
+
+def sft_foreign(preset: Preset, seed: int, home: Path | None = None) -> tuple[runs.RunRecord, Policy]:
+    """Right reasoning, the base's words in an order it never uses."""
+    data = rollouts.reworded(preset, hub.new_task(preset), seed)
+    return imitation(preset, seed, "sft_foreign", data, home)
+
+
+def sft_far(preset: Preset, seed: int, home: Path | None = None) -> tuple[runs.RunRecord, Policy]:
+    """Right reasoning in other words."""
+    data = rollouts.reworded(preset, hub.new_task(preset), seed, far=True)
+    return imitation(preset, seed, "sft_far", data, home)
+
+
+def sft_rollouts(preset: Preset, seed: int, home: Path | None = None, **settings: Any) -> tuple[runs.RunRecord, Policy]:
+    """Correct rollouts of the RFT-trained policy: RFT's data, SFT's algorithm."""
+    name = settings.pop("name", "sft_rollouts")
+    data = rollouts.imitate(rft_rollouts(preset, seed, home), hub.new_task(preset), seed, "rft-rollouts")
+    return imitation(preset, seed, name, data, home, **settings)
+
+
+def sft_early(preset: Preset, seed: int, home: Path | None = None) -> tuple[runs.RunRecord, Policy]:
+    """Thinking of the policy after a tenth of RFT, with the right answers behind it."""
+    _, policy = rft_early(preset, seed, home)
+    kept = _kept(policy, seed, "the policy after a tenth of RFT, all replies", rollouts.above(-1))
+    return imitation(preset, seed, "sft_early", rollouts.right_answers(kept, hub.new_task(preset), seed, "early"), home)
+
+
+def sft_dft(preset: Preset, seed: int, home: Path | None = None) -> tuple[runs.RunRecord, Policy]:
+    """The same rollouts under TRL's DFT loss (2508.05629), which weighs each token by its probability."""
+    return sft_rollouts(preset, seed, home, name="sft_dft", loss_type="dft")
+
+
+def self_once(preset: Preset, seed: int, home: Path | None = None) -> tuple[runs.RunRecord, Policy]:
+    """From the policy that first solves some puzzles: its own correct replies, sampled once (the counter-example of 2510.18874)."""
+    before, policy = _first(preset, seed, home)
+    kept = _kept(policy, seed, "the starting policy, correct only")
+    data = rollouts.imitate(kept, hub.new_task(preset), seed, "self-once")
+    return imitation(preset, seed, "self_once", data, home, after=before)
+
+
+def self_fresh(preset: Preset, seed: int, home: Path | None = None) -> tuple[runs.RunRecord, Policy]:
+    """From the same policy: its own correct replies, sampled anew every epoch from what it has become."""
+    before, _ = _first(preset, seed, home)
+    task = hub.new_task(preset)
+    epochs = -(-preset.sft_steps * preset.sft_batch // EPOCH) + 1  # one to spare: the trainer fetches ahead
+
+    def rows(policy: Policy, folder: Path) -> rollouts.FreshRollouts:
+        return rollouts.FreshRollouts(policy, folder, task, seed, rollouts.correct_only, EPOCH, PROMPTS, epochs)
+
+    data = Data(f"self-fresh-{EPOCH}-{PROMPTS}", rows, ordered=True)
+    return imitation(preset, seed, "self_fresh", data, home, after=before)
+
+
+RATES = {0.1: 3.0, 0.3: 1.5, 3.0: 1.0}  # of the sweep, as multiples of preset.sft_lr, with how much longer the gentle ones train
+
+
+def sft_rate(times: float) -> Arm:
+    """Answer-only SFT at `times` its own learning rate."""
+
+    def arm(preset: Preset, seed: int, home: Path | None = None) -> tuple[runs.RunRecord, Policy]:
+        steps, data = round(RATES[times] * preset.sft_steps), answers_only(preset, seed)
+        return imitation(preset, seed, f"sft_x{times:g}", data, home, lr=times * preset.sft_lr, steps=steps)
+
+    return arm
+
+
+def rollouts_rate(times: float) -> Arm:
+    """SFT on RFT rollouts at `times` its own learning rate."""
+
+    def arm(preset: Preset, seed: int, home: Path | None = None) -> tuple[runs.RunRecord, Policy]:
+        steps = round(RATES[times] * preset.sft_steps)
+        return sft_rollouts(preset, seed, home, name=f"sft_rollouts_x{times:g}", lr=times * preset.sft_lr, steps=steps)
+
+    return arm
+
+
+def _first(preset: Preset, seed: int, home: Path | None) -> tuple[Before, Policy]:
+    record, policy = rft_first(preset, seed, home)
+    return Before(record, run_folder(record, home) / "final"), policy
+
+
+ARMS: dict[str, Arm] = {
     "sft": sft, "sft_rft_lr": sft_rft_lr, "lora_sft": lora_sft, "rft": rft, "rft_kl": rft_kl,
+    "sft_foreign": sft_foreign, "sft_far": sft_far, "sft_rollouts": sft_rollouts, "sft_early": sft_early,
+    "self_once": self_once, "self_fresh": self_fresh, "sft_dft": sft_dft,
+    **{f"sft_x{times:g}": sft_rate(times) for times in (0.3, 3.0)},  # at a tenth it is sft_rft_lr
+    **{f"sft_rollouts_x{times:g}": rollouts_rate(times) for times in RATES},
 }  # fmt: skip
 
 

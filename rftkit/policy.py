@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from peft import PeftModel
 from safetensors import SafetensorError
 from transformers import BitsAndBytesConfig, ProcessorMixin, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
+from transformers.generation import LogitsProcessor, LogitsProcessorList
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from rftkit.config import BUNDLED, BUNDLED_DIR, Preset, UserError
@@ -213,12 +215,12 @@ def generate(
     rows: list[Row],
     max_new_tokens: int | None = None,
     temperature: float = 0.0,
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,
     batch_size: int | None = None,
 ) -> list[str]:
-    """The policy's answer to each row: greedy at temperature 0, sampled from a generator of its own otherwise.
+    """The policy's answer to each row: greedy at temperature 0, else sampled, each row from a generator of its own.
 
-    Rows with and without images are batched apart (transformers cannot mix them). Image tokens are never sampled: one in a
+    `seed` is one number for all rows or one for each; a row's sample does not depend on the rows beside it. Rows with and without images are batched apart (transformers cannot mix them). Image tokens are never sampled: one in a
     completion would break the next forward pass.
     """
     model, tokenizer = policy.model, policy.processor.tokenizer
@@ -226,22 +228,37 @@ def generate(
     model.eval()
     answers: list[str] = [""] * len(rows)
     never = tokenizer.convert_tokens_to_ids(["<|image_pad|>", "<|video_pad|>"])
-    with torch.random.fork_rng(devices=[] if model.device.type == "cpu" else None):
-        torch.manual_seed(seed)
-        for with_image in (True, False):
-            index = [i for i, row in enumerate(rows) if (row.image is not None) == with_image]
-            for start in range(0, len(index), batch_size or policy.preset.eval_batch):
-                part = index[start : start + (batch_size or policy.preset.eval_batch)]
-                inputs = encode(policy, [rows[i] for i in part])
-                out = model.generate(
-                    **inputs, max_new_tokens=max_new_tokens or policy.preset.max_completion, suppress_tokens=never, repetition_penalty=1.0, top_p=1.0,
-                    do_sample=temperature > 0, temperature=temperature if temperature > 0 else None, top_k=0 if temperature > 0 else None,
-                )  # fmt: skip
-                texts = tokenizer.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-                for i, text in zip(part, texts, strict=True):
-                    answers[i] = text
+    seeds = [seed * 1_000_003 + i for i in range(len(rows))] if isinstance(seed, int) else seed
+    for with_image in (True, False):
+        index = [i for i, row in enumerate(rows) if (row.image is not None) == with_image]
+        for start in range(0, len(index), batch_size or policy.preset.eval_batch):
+            part = index[start : start + (batch_size or policy.preset.eval_batch)]
+            inputs = encode(policy, [rows[i] for i in part])
+            noise = LogitsProcessorList([GumbelNoise([seeds[i] for i in part], temperature)] if temperature > 0 else [])
+            out = model.generate(
+                **inputs, max_new_tokens=max_new_tokens or policy.preset.max_completion, suppress_tokens=never,
+                repetition_penalty=1.0, do_sample=False, temperature=None, top_p=None, top_k=None, logits_processor=noise,
+            )  # fmt: skip
+            texts = tokenizer.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+            for i, text in zip(part, texts, strict=True):
+                answers[i] = text
     model.train(was_training)
     return answers
+
+
+class GumbelNoise(LogitsProcessor):
+    """Makes greedy decoding sample: the argmax of logits / temperature + Gumbel noise is a draw from their softmax.
+
+    Every row draws its noise from its own seed (Gumbel-max trick), where `do_sample=True` would share one stream in a batch.
+    """
+
+    def __init__(self, seeds: Sequence[int], temperature: float):
+        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self.temperature = temperature
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        noise = torch.stack([torch.empty(scores.shape[1]).exponential_(generator=g) for g in self.generators])
+        return scores / self.temperature - noise.log().to(scores)
 
 
 def encode(policy: Policy, rows: list[Row]) -> dict[str, torch.Tensor]:

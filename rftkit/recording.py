@@ -9,7 +9,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,17 @@ from rftkit.config import BUNDLED, BUNDLED_DIR, Preset, UserError
 from rftkit.tasks import Row
 
 EVAL_SEED = 9_000  # held-out rows are the same for every run, so that arms are compared on the same questions
+
+
+Measure = Callable[[policy.Policy], dict[str, Any]]  # one more row for the record, its "kind" included
+
+
+@dataclass(frozen=True)
+class Before:
+    """A finished run that another goes on from: its record, whose rows the new record begins with, and its saved weights."""
+
+    record: runs.RunRecord
+    weights: Path
 
 
 def held_out(preset: Preset, split: str = "test") -> dict[str, list[Row]]:
@@ -70,21 +81,27 @@ class Recorder(TrainerCallback):
         folder: Path,
         model: policy.Policy,
         eval_steps: set[int],
+        measure: Measure | None = None,
+        offset: int = 0,
     ):
         self.record, self.folder, self.model, self.eval_steps = record, folder, model, eval_steps
+        self.measure, self.offset = measure, offset  # updates that the run it goes on from had taken
+        self.examples_before = record.evals()[-1]["examples"] if offset else 0
+        self.until: float | None = None  # stop at the first evaluation with this exact accuracy
         self.held = held_out(model.preset)
         self.examples_per_step = 0
         self.tokens = self.counted = 0
         self.started = time.monotonic()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        kept = runs.truncate_after(self.record, state.global_step or -1)  # from the start: nothing is kept
+        done_before = self.offset + state.global_step
+        kept = runs.truncate_after(self.record, done_before or -1)  # from the start: nothing is kept
         self.record.metrics, self.record.samples = kept.metrics, kept.samples
-        done = [m["seconds"] for m in self.record.metrics]
+        done = [m["seconds"] for m in self.record.metrics if "seconds" in m]
         self.started = time.monotonic() - (done[-1] if done else 0.0)
-        self.tokens = max((m["tokens"] for m in self.record.metrics), default=0)
+        self.tokens = max((m["tokens"] for m in self.record.metrics if "tokens" in m), default=0)
         self.counted = int(state.num_input_tokens_seen)  # where the trainer's own counter starts
-        if state.global_step == 0:
+        if done_before == 0:
             self._evaluate(0)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
@@ -98,27 +115,31 @@ class Recorder(TrainerCallback):
             self.record.metrics.append(
                 {
                     "kind": "train",
-                    "step": state.global_step,
+                    "step": self.offset + state.global_step,
                     "tokens": self.tokens,
                     "seconds": time.monotonic() - self.started,
                     **row,
                 }
             )
         done = self.record.evals()[-1]["step"] if self.record.evals() else -1
-        if state.global_step in self.eval_steps and state.global_step > done:
-            self._evaluate(state.global_step)
+        if state.global_step in self.eval_steps and self.offset + state.global_step > done:
+            self._evaluate(self.offset + state.global_step)
+            if self.until is not None and self.record.evals()[-1]["new_exact"] >= self.until:
+                control.should_training_stop = True
         elif control.should_save:  # before the checkpoint is written: a resumed run finds every update up to it
             runs.save_record(self.record, self.folder / "record.json")
 
     def _evaluate(self, step: int) -> None:
         paused = time.monotonic()
         row, samples = evaluate_all(self.model, self.held)
+        if self.measure:
+            self.record.metrics.append({"step": step, **self.measure(self.model)})
         seconds = paused - self.started
         self.started += time.monotonic() - paused  # `seconds` is training time: evaluations do not count
         row |= {
             "step": step,
             "seconds": seconds,
-            "examples": step * self.examples_per_step,
+            "examples": self.examples_before + (step - self.offset) * self.examples_per_step,
             "tokens": self.tokens,
         }
         self.record.metrics.append(row)
@@ -224,6 +245,16 @@ def one_thread(preset: Preset) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
+def _folder(name: str, seed: int, settings: dict[str, Any], home: Path | None) -> Path:
+    tag = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+    return runs.run_dir(home or runs.output_home(), f"{name}-s{seed}-{tag}")
+
+
+def run_folder(record: runs.RunRecord, home: Path | None = None) -> Path:
+    """Where a live run is kept: its record, and in `final` its weights."""
+    return _folder(record.method, record.seed, record.config, home)
+
+
 def run(
     model: policy.Policy,
     name: str,
@@ -232,6 +263,9 @@ def run(
     build: Callable[[Path, Recorder], Any],
     eval_steps: set[int],
     home: Path | None = None,
+    *,
+    after: Before | None = None,
+    measure: Measure | None = None,
 ) -> runs.RunRecord:
     """Read the finished run, or resume or start it. The settings are part of the folder's name: a changed setting is another run."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -241,9 +275,9 @@ def run(
         "base": weights_id(model.preset, model.model),
         "eval_steps": sorted(eval_steps),
         "preset": {**asdict(model.preset)},
+        **({"after": {"method": after.record.method, "steps": after.record.evals()[-1]["step"]}} if after else {}),
     }
-    tag = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
-    folder = runs.run_dir(home or runs.output_home(), f"{name}-s{seed}-{tag}")
+    folder = _folder(name, seed, settings, home)
     path = folder / "record.json"
     record = runs.load_record(path) if path.exists() else None
     if record is None:
@@ -254,12 +288,17 @@ def run(
             seed=seed,
             config=settings,
             versions=runs.versions() | hub.revisions(model.preset),
+            metrics=list(after.record.metrics) if after else [],
+            samples=list(after.record.samples) if after else [],
         )
     elif record.status == "done":
         policy.load_trained(model, folder / "final")
         return record
     record.status = "running"
-    recorder = Recorder(record, folder, model, eval_steps)
+    if after:
+        policy.load_trained(model, after.weights)
+    offset = after.record.evals()[-1]["step"] if after else 0
+    recorder = Recorder(record, folder, model, eval_steps, measure, offset)
     trainer = build(folder, recorder)
     # TRL makes adapters of a quantised model bfloat16, too coarse for small rates
     for parameter in trainer.model.parameters():

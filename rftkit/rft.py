@@ -212,14 +212,15 @@ def train_rft(
     lr: float | None = None,
     steps: int | None = None,
     beta: float | None = None,
+    until: float | None = None,
     eval_steps: set[int] | None = None,
     save_every: int = 50,
     home: Path | None = None,
 ) -> tuple[runs.RunRecord, Policy]:
     """Train GRPO on the jigsaw with the reward of 2506.23508. Returns the run's record and the trained policy.
 
-    An update takes `preset.rft_prompts` puzzles with `preset.rft_group` rollouts each; `beta` is the KL coefficient. A finished
-    run with the same settings is read instead of repeated; an interrupted one resumes from its last checkpoint.
+    An update takes `preset.rft_prompts` puzzles with `preset.rft_group` rollouts each; `beta` is the KL coefficient,
+    `until` an exact accuracy at whose first evaluation training ends before `steps`. A finished run with the same settings is read instead of repeated; an interrupted one resumes from its last checkpoint.
     """
     lr = preset.rft_lr if lr is None else lr
     steps = preset.rft_steps if steps is None else steps
@@ -230,7 +231,7 @@ def train_rft(
     batch = preset.rft_prompts * preset.rft_group
     config = {
         "lr": lr, "steps": steps, "beta": beta, "prompts": preset.rft_prompts, "group": preset.rft_group,
-        "reuse": preset.rft_reuse, "lora_rank": preset.lora_rank,
+        "reuse": preset.rft_reuse, "lora_rank": preset.lora_rank, **({"until": until} if until is not None else {}),
     }  # fmt: skip
     policy = load_policy(preset)
     task = hub.new_task(preset)
@@ -241,7 +242,7 @@ def train_rft(
             output_dir=str(folder), beta=beta, use_vllm=preset.vllm, **grpo_arguments(preset),
             **recording.trainer_arguments(preset, lr, steps, seed, save_every),
         )  # fmt: skip
-        recorder.examples_per_step = batch
+        recorder.examples_per_step, recorder.until = batch, until
         return RFTTrainer(
             policy.model, reward_funcs=[hit, exact, template], args=args, train_dataset=dataset, processing_class=policy.processor,
             peft_config=lora_config(preset.lora_rank) if preset.lora_rank else None, callbacks=[recorder],

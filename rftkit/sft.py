@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from peft import LoraConfig
 from trl import SFTConfig, SFTTrainer
@@ -20,11 +22,56 @@ def sft_row(row: Row) -> dict[str, Any]:
     return {"prompt": recording.messages_only(row), "completion": completion, "images": [row.image]}
 
 
+class Rows(Protocol):
+    """Rows by number, as a list has them."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Row: ...
+
+
+@dataclass(frozen=True)
+class Data:
+    """What is imitated. `name` is part of the run's settings: other data is another run.
+
+    `rows(policy, folder)` is asked for once, when training begins, with the policy in training and the run's folder: rows may
+    be sampled from that policy while it trains (then `ordered`: they are asked for one after another, not shuffled).
+    """
+
+    name: str
+    rows: Callable[[Policy, Path], Rows]
+    ordered: bool = False
+
+
+@dataclass(frozen=True)
+class Lazy:
+    """Row i is `make(i)`, drawn when asked for."""
+
+    size: int
+    make: Callable[[int], Row]
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int, /) -> Row:
+        return self.make(index)
+
+
+def answers_only(preset: Preset, seed: int) -> Data:
+    """The new task's own answers, without reasoning: the SFT-Non-Rea arm of 2506.23508."""
+    task = hub.new_task(preset)
+    return Data("answers", lambda policy, folder: Lazy(preset.train_n, lambda i: task.row(seed, i, "train")))
+
+
 def train_sft(
     preset: Preset,
     seed: int,
     *,
     name: str = "sft",
+    data: Data | None = None,
+    loss_type: str = "nll",
+    after: recording.Before | None = None,
+    measure: recording.Measure | None = None,
     lr: float | None = None,
     steps: int | None = None,
     lora_rank: int | None = None,
@@ -32,10 +79,11 @@ def train_sft(
     save_every: int = 100,
     home: Path | None = None,
 ) -> tuple[runs.RunRecord, Policy]:
-    """Train answer-only SFT on the jigsaw. Returns the run's record and the trained policy.
+    """Train SFT on the jigsaw, on `data` (default: the answers alone). Returns the run's record and the trained policy.
 
     `lr` is AdamW's rate (constant after a short warm-up), `steps` the number of updates of `preset.sft_batch` examples,
-    `eval_steps` the updates to evaluate at. A finished run with the same settings is
+    `loss_type` TRL's "nll" or "dft" (2508.05629), `eval_steps` the updates to evaluate at; `after` is a finished run to go on
+    from, `measure` adds a row to the record at each evaluation. A finished run with the same settings is
     read instead of repeated; an interrupted one resumes from its last checkpoint.
     """
     rank = preset.lora_rank if lora_rank is None else lora_rank
@@ -43,24 +91,27 @@ def train_sft(
     steps = preset.sft_steps if steps is None else steps
     recording.check_run(lr, steps, eval_steps)
     micro = preset.micro_batch or preset.sft_batch
-    config = {"lr": lr, "steps": steps, "batch": preset.sft_batch, "lora_rank": rank}
+    data = data or answers_only(preset, seed)
+    config = {
+        "lr": lr, "steps": steps, "batch": preset.sft_batch, "lora_rank": rank, "data": data.name, "loss_type": loss_type,
+    }  # fmt: skip
     policy = load_policy(preset)
-    task = hub.new_task(preset)
-    dataset = recording.lazy_dataset(lambda i: sft_row(task.row(seed, i, "train")), preset.train_n)
 
     def build(folder: Path, recorder: recording.Recorder) -> SFTTrainer:
+        rows = data.rows(policy, folder)
         args = SFTConfig(
             output_dir=str(folder), per_device_train_batch_size=micro,
-            gradient_accumulation_steps=-(-preset.sft_batch // micro), max_length=None, completion_only_loss=True,
+            gradient_accumulation_steps=-(-preset.sft_batch // micro), max_length=None, completion_only_loss=True, loss_type=loss_type,
+            train_sampling_strategy="sequential" if data.ordered else "random",
             **recording.trainer_arguments(preset, lr, steps, seed, save_every),
         )  # fmt: skip
         recorder.examples_per_step = preset.sft_batch
         return SFTTrainer(
-            policy.model, args=args, train_dataset=dataset, processing_class=policy.processor,
-            peft_config=lora_config(rank) if rank else None, callbacks=[recorder],
+            policy.model, args=args, train_dataset=recording.lazy_dataset(lambda i: sft_row(rows[i]), len(rows)),
+            processing_class=policy.processor, peft_config=lora_config(rank) if rank else None, callbacks=[recorder],
         )  # fmt: skip
 
-    return recording.run(policy, name, seed, config, build, eval_steps or {steps}, home), policy
+    return recording.run(policy, name, seed, config, build, eval_steps or {steps}, home, after=after, measure=measure), policy
 
 
 def lora_config(rank: int) -> LoraConfig:
