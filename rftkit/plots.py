@@ -2,8 +2,9 @@
 
 Figures are transparent, since a notebook may be white or near-black. No grey has a contrast of 4.5 with both white and
 #111 (4.35 is the most that arithmetic allows), so text is #767676: 4.54 on white, 4.62 on black, 4.16 on #111. Lines
-and marks need 3:1 and have it on all three. The method colours were searched for distance under the three kinds of
-colour blindness (at least 20 in CIELAB, see the tests); line style and marker tell methods apart without any colour.
+and marks need 3:1 and have it on all three. The colours of methods that share a figure were searched for distance under
+the three kinds of colour blindness (at least 20 in CIELAB, see the tests); line style and marker tell methods apart
+without any colour. A cell of a heat map is light and opaque whatever the page is, so its number is black.
 """
 
 from __future__ import annotations
@@ -11,21 +12,26 @@ from __future__ import annotations
 import base64
 import html
 import io
+import itertools
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.colors import LinearSegmentedColormap, to_hex
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
-from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter, ScalarFormatter
+from matplotlib.patches import Patch, Rectangle
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator, PercentFormatter, ScalarFormatter
+from numpy.typing import ArrayLike
 
 from rftkit import jigsaw
 from rftkit.config import UserError
-from rftkit.evals import ProbeCount, mean_curve
+from rftkit.evals import Floats, Interval, ProbeCount, mean_curve
 from rftkit.runs import MatchedRow, RunRecord, curve
 
 INK = "#767676"
@@ -38,7 +44,10 @@ class Style:
     label: str
     color: str
     line: str | tuple[float, tuple[float, ...]]  # a matplotlib line style
-    marker: str
+    marker: str | tuple[tuple[int, int], ...]  # a matplotlib marker, or the corners of one
+
+
+HOURGLASS = ((-1, -1), (1, 1), (-1, 1), (1, -1), (-1, -1))
 
 
 METHOD_STYLE = {
@@ -47,8 +56,23 @@ METHOD_STYLE = {
     "lora_sft": Style("LoRA-SFT", "#9e38b1", (0, (1, 1.2)), "D"),
     "rft": Style("RFT (GRPO)", "#4649fb", "-", "^"),
     "rft_kl": Style("RFT with KL", "#459f9d", (0, (5, 1.2, 1, 1.2)), "v"),
+    "sft_foreign": Style("SFT on re-ordered reasoning", "#ff2d0f", (0, (5, 1.5)), "P"),
+    "sft_far": Style("SFT on foreign reasoning", "#ff09a6", (0, (1, 1.2)), "X"),
+    "sft_rollouts": Style("SFT on RFT rollouts", "#05a2c2", (0, (5, 1.2, 1, 1.2)), "*"),
+    "sft_early": Style("SFT on early-RFT thinking", "#b78a7b", (0, (9, 2)), "d"),
+    "self_once": Style("Own rollouts, once", "#9e7cff", (0, (2.5, 1.2)), "<"),
+    "self_fresh": Style("Own rollouts, fresh", "#9a2ab4", (0, (5, 1.2, 1, 1.2, 1, 1.2)), ">"),
+    "sft_dft": Style("RFT rollouts, DFT loss", "#526278", (0, (9, 1.5, 3, 1.5)), HOURGLASS),
 }
+# The methods that share a figure, in notebooks 02 and 04: within a group colours differ to every eye.
+COMPANY = (
+    ("sft", "sft_rft_lr", "lora_sft", "rft", "rft_kl"),
+    ("sft", "sft_foreign", "sft_far", "sft_rollouts", "sft_early", "self_once", "self_fresh", "sft_dft", "rft"),
+)
 VERDICT_STYLE = {"correct": ("#459f9d", ""), "wrong": ("#c2523f", "////"), "unparseable": (INK, "...")}  # colour, hatch
+POINT = "#4649fb"  # of scatters of no method
+HEAT = LinearSegmentedColormap.from_list("heat", ["#ec7d4c", "#f2f2f2", "#6d9df0"])  # black reads on every shade
+HATCH = "#b8561f"  # of negative cells
 
 _RC = {
     "figure.facecolor": "none", "axes.facecolor": "none", "savefig.facecolor": "none", "font.size": 10,
@@ -75,9 +99,9 @@ def learning_curves(records: Sequence[RunRecord], target: float = 0.5) -> Figure
     The dotted line is the new-task accuracy at which `runs.matched_table` compares.
     """
     groups = _by_method(records)
-    fig = Figure(figsize=(11.5, max(4.2, 1.6 + 0.5 * len(groups))))
+    fig = Figure(figsize=(12, max(4.2, 1.6 + 0.5 * len(groups))))
     left, right = fig.subplots(1, 2)
-    fig.subplots_adjust(left=0.055, right=0.815, bottom=0.2, top=0.91, wspace=0.8)
+    fig.subplots_adjust(left=0.055, right=0.805, bottom=0.2, top=0.91, wspace=0.86)
     _curve_panel(left, groups, "new_exact")
     _curve_panel(right, groups, "prior_mean")
     left.set_title("New task: exact accuracy", loc="left")
@@ -100,17 +124,13 @@ def matched_drop(table: Sequence[MatchedRow]) -> Figure:
     excluded = [name for row in table for name in row.excluded]
     left_out = f"Never reached it, so left out: {', '.join(excluded)}." if excluded else "Every run reached the target."
     caption = f"Large: mean, with Student's t 95% interval over seeds. Small: one seed. {left_out}"
-    lines = textwrap.wrap(caption, 105, break_on_hyphens=False)  # the names may be many: the figure makes room
-    foot = 0.85 + 0.15 * len(lines)  # inches
-    fig = Figure(figsize=(8.5, 0.7 + foot + 0.62 * len(table)))
-    axes = fig.subplots()
-    fig.subplots_adjust(left=0.285, right=0.97, bottom=foot / fig.get_figheight(), top=1 - 0.35 / fig.get_figheight())
+    fig, ((axes,),) = _canvas(8.5, 0.35 + 0.62 * len(table), caption, left=2.42)
     for y, row in enumerate(table):
         style = style_of(row.method)
-        axes.plot(row.drops, [y + 0.22] * len(row.drops), style.marker, color=style.color, ms=4, alpha=0.8, ls="none")
+        axes.plot(row.drops, [y + 0.22] * len(row.drops), **_marks(style, 4, alpha=0.8))
         if not math.isnan(row.lo):
             axes.plot([row.lo, row.hi], [y, y], color=style.color, lw=2.2, marker="|", ms=9)
-        axes.plot([row.mean], [y], style.marker, color=style.color, ms=9, ls="none")
+        axes.plot([row.mean], [y], **_marks(style, 9))
         if not row.drops:
             axes.text(0, y, "  no run reached the target", va="center", fontsize=9, color=INK)
     axes.axvline(0, color=INK, lw=1, ls=":")
@@ -121,7 +141,6 @@ def matched_drop(table: Sequence[MatchedRow]) -> Figure:
     axes.tick_params(axis="y", length=0)
     axes.set_xlabel("prior accuracy lost (percentage points; right is more forgetting)")
     axes.set_title(f"Forgetting where the new task first reaches {table[0].target:.0%}", loc="left")
-    _caption(fig, "\n".join(lines))
     text = f"Dot chart of prior accuracy lost, in percentage points, at {table[0].target:.0%} on the new task. "
     for row in table:
         text += f"{style_of(row.method).label} ({_row_seeds(row)}): {_drop_text(row)}. "
@@ -193,6 +212,226 @@ def puzzle(given: jigsaw.Puzzle) -> Figure:
     return _describe(fig, text)
 
 
+# --- figures of learning dynamics (notebooks 03 and 04) ---------------------------------------------------------------
+
+
+@rc_context(_RC)
+def first_order(predicted: ArrayLike, measured: ArrayLike, lr: float) -> Figure:
+    """What one SGD step did against its first-order prediction: changes of log pi(y|x), shape (train, prior), in nats.
+
+    R² is the share of the measured changes' variance that the prediction explains, 1 - SS_res / SS_tot. The prediction
+    is not fitted, so R² is negative where it does worse than the mean.
+    """
+    x, y = _numbers(predicted, "predicted changes", 2), _numbers(measured, "measured changes", 2)
+    if x.shape != y.shape:
+        raise UserError(
+            f"Predictions {x.shape} and measurements {y.shape} differ in shape: pass both of the same rows."
+        )
+    total = float(((y - y.mean()) ** 2).sum())
+    if total == 0:
+        raise UserError("The measured changes are all equal, so there is no variance to explain: raise lr or add rows.")
+    share = 1 - float(((y - x) ** 2).sum()) / total
+    said = f"R² = {share:.3f}" if share > -10 else f"R² = {share:.1e}"
+    caption = f"{x.size} pairs of a training and a prior row. R²: share of the variance of the measured that the "
+    caption += "predicted explains. Dotted: measured as predicted."
+    fig, ((axes,),) = _canvas(5.6, 4.55, caption, left=0.9)
+    axes.plot(x.ravel(), y.ravel(), "o", color=POINT, ms=4, alpha=0.7, ls="none")
+    _identity(axes, min(x.min(), y.min(), 0.0), max(x.max(), y.max(), 0.0))
+    axes.set_xlabel("predicted change of log-probability (nats)")
+    axes.set_ylabel("measured change (nats)")
+    axes.set_title(f"One SGD step, learning rate {lr:g}: {said}", loc="left")
+    text = f"Scatter of measured against predicted change of log-probability by one SGD step of rate {lr:g}: {said} "
+    text += f"over {x.size} pairs, predicted {_span_text(x)} nats, measured {_span_text(y)} nats."
+    return _describe(fig, text)
+
+
+@rc_context(_RC)
+def loglog(series: Sequence[tuple[str, ArrayLike, ArrayLike]], xlabel: str, ylabel: str, slope: float = 2.0) -> Figure:
+    """Lines (label, x, y), all positive, on log axes, each with its least-squares slope, and a guide of slope `slope`.
+
+    A remainder of order eta^2 has slope 2 against the learning rate.
+    """
+    curves = [(textwrap.fill(label, 24), *_log_points(label, x, y)) for label, x, y in series]
+    if not curves:
+        raise UserError("There are no series to draw: pass at least one (label, x, y).")
+    fits = [float(np.polyfit(np.log(x), np.log(y), 1)[0]) for _, x, y in curves]
+    caption = f"Slopes: least squares in logs over all points of a line. Dotted: a guide of slope {slope:g}, no data."
+    fig, ((axes,),) = _canvas(8.5, 3.6, caption, left=0.85, right=2.3, top=0.15)
+    styles = list(itertools.islice(itertools.cycle(METHOD_STYLE.values()), len(curves)))
+    for (_, x, y), style in zip(curves, styles, strict=True):
+        axes.plot(x, y, color=style.color, ls=style.line, marker=style.marker, ms=5.5, lw=1.8)
+    _, x, y = min(curves, key=lambda curve: float(np.log(curve[2]).mean()))  # the guide runs under the lowest line
+    ends = np.array([min(x.min() for _, x, _ in curves), max(x.max() for _, x, _ in curves)])
+    guide = np.exp(np.log(y).mean() + slope * (np.log(ends) - np.log(x).mean())) / 3
+    axes.plot(ends, guide, color=INK, ls=":", lw=1.4)
+    _log_axis(axes, "x", ends)
+    _log_axis(axes, "y", np.concatenate([guide, *(y for _, _, y in curves)]))
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
+    lines = [*curves, ("a guide", ends, guide)]
+    labels = [f"{label}\nslope {fit:.2f}" for (label, _, _), fit in zip(lines, [*fits, slope], strict=True)]
+    at = [(float(x[x.argmax()]), float(y[x.argmax()])) for _, x, y in lines]
+    _side_labels(axes, at, labels, [*styles, Style("a guide", INK, ":", "")])
+    text = f"Line chart, both axes on log scales, of {ylabel} against {xlabel}, with a guide of slope {slope:g}. "
+    parts = [f"{c[0]}: slope {fit:.2f}, {_span_text(c[2])}" for c, fit in zip(curves, fits, strict=True)]
+    return _describe(fig, (text + ". ".join(parts) + ".").replace("\n", " "))
+
+
+@rc_context(_RC)
+def symmetry(panels: Sequence[tuple[str, ArrayLike]]) -> Figure:
+    """Is the change of v by a step on u that of u by a step on v? One panel a (title, changes (n, n)), a dot a pair.
+
+    The asymmetry is the root mean square of M - M' over that of M, both off the diagonal: 0 is symmetric, sqrt(2) what
+    unrelated numbers have.
+    """
+    tables = [(title, *_mirror(title, matrix)) for title, matrix in panels]
+    if not tables:
+        raise UserError("There is no matrix to draw: pass at least one (title, changes).")
+    n = len(tables)
+    caption = "A dot: one pair of rows. On the dotted line both changes are equal. Asymmetry: root mean square of the "
+    caption += "difference over that of the changes; 0% is symmetric, unrelated numbers have 141%."
+    width = 1.15 + 2.9 * n + 0.95 * (n - 1)
+    fig, (row,) = _canvas(width, 2.9, caption, left=0.9, top=0.6, cols=n, gap=0.95)
+    texts = []
+    for axes, (title, x, y, share) in zip(row, tables, strict=True):
+        axes.plot(x, y, "o", color=POINT, ms=4, alpha=0.7, ls="none")
+        limit = float(np.abs([x, y]).max())
+        _identity(axes, -limit, limit)
+        axes.set_xlabel("change of v by a step on u (nats)")
+        axes.set_title(f"{textwrap.fill(title, 30)}\nasymmetry {100 * share:.3g}%", loc="left", fontsize=10)
+        texts.append(f"{title}: asymmetry {100 * share:.3g}% over {len(x)} pairs, changes up to {limit:.1e} nats")
+    row[0].set_ylabel("change of u by a step on v (nats)")
+    text = "Scatters of what u does to v against what v does to u, with the identity. "
+    return _describe(fig, f"{text}{'. '.join(texts)}.")
+
+
+@rc_context(_RC)
+def microscope(changes: ArrayLike, train_labels: Sequence[str], prior_labels: Sequence[str]) -> Figure:
+    """Heat map of what a step on each training row did to each prior row: changes (train, prior) in nats."""
+    values = _numbers(changes, "changes", 2)
+    caption = "Row: the training example that takes a step. Column: the prior answer that it moves."
+    fig = _heat(values, train_labels, prior_labels, "Change of log-probability by one step (nats)", caption)
+    text = f"Heat map of the change of log-probability, in nats, of {len(prior_labels)} prior answers by one step on "
+    text += f"each of {len(train_labels)} examples. {_row_texts(values, train_labels, prior_labels)}"
+    return _describe(fig, text)
+
+
+@rc_context(_RC)
+def directions(table: Mapping[str, Mapping[str, float]]) -> Figure:
+    """Heat map of {method: {probe: cosine}}: the cosine of the mean gradients of a method's rows and of a probe's."""
+    if not table:
+        raise UserError("The table has no method to draw: pass {method: {probe: cosine}}.")
+    probes = list(next(iter(table.values())))
+    if any(set(row) != set(probes) for row in table.values()):
+        raise UserError("The methods were measured on different probes: pass the cosine of each with the same ones.")
+    values = _numbers([[row[probe] for probe in probes] for row in table.values()], "cosines", 2)
+    labels = [style_of(method).label for method in table]
+    caption = "Positive: a small step on the method's rows helps the probe, to first order. Negative: it harms it."
+    fig = _heat(values, labels, probes, "Cosine of the mean gradients: training rows and probe", caption)
+    text = "Heat map of the cosine of the mean gradients of a method's training rows and of a probe's rows. "
+    return _describe(fig, text + _row_texts(values, labels, probes))
+
+
+@rc_context(_RC)
+def kernel_terms(records: Sequence[RunRecord]) -> Figure:
+    """LBK, its numerator and the residual |G|² against updates, log scales, from the rows that `dynamics.measure` made.
+
+    LBK and its numerator are geometric means over probes; a thick line is the geometric mean over seeds.
+    """
+    bare = [r.name for r in records if not _measured(r)]
+    if records and len(bare) == len(records):
+        raise UserError("No run holds dynamics rows to draw: make one with an arm that measures them.")
+    groups = _by_method([r for r in records if _measured(r)])
+    caption = "Thin: one seed. Thick: geometric mean over seeds. The first two are geometric means over probes. "
+    caption += _all_seeds(groups)
+    caption += f" Not measured, so left out: {', '.join(bare)}." if bare else ""
+    height = max(1.9, 0.24 * len(groups) + 0.2)
+    fig, panels = _canvas(8.5, 3 * height + 1.2, caption, left=0.85, right=2.3, rows=3, gap=0.6, sharex=True)
+    ends = []
+    text = "Three line charts against updates, log scales; here from the first to the last, geometric mean over seeds. "
+    _update_axis(panels[-1, 0], np.unique([row["step"] for r in records for row in _measured(r)]))
+    for (axes,), (key, title) in zip(panels, KERNEL_TERMS.items(), strict=True):
+        means = _term_panel(axes, groups, key)
+        axes.set_title(title, loc="left")
+        styles = [style_of(method) for method in means]
+        parts = [f"{s.label} {y[0]:.1e} to {y[-1]:.1e}" for s, (_, y) in zip(styles, means.values(), strict=True)]
+        text += f"{title}: {', '.join(parts)}. "
+        ends.append((axes, [(x[-1], y[-1]) for x, y in means.values()], [s.label for s in styles], styles))
+    for panel in ends:  # now that all panels' shared scale is final
+        _side_labels(*panel)
+    return _describe(fig, text.rstrip())
+
+
+@rc_context(_RC)
+def rate_sweep(rows: Sequence[tuple[str, float, MatchedRow]]) -> Figure:
+    """Prior accuracy lost at matched new-task accuracy against learning rate, one line a family (a key of METHOD_STYLE).
+
+    `rows` holds (family, learning rate, its row of `runs.matched_table`).
+    """
+    if not rows:
+        raise UserError("There are no rates to draw: pass (family, learning rate, row of runs.matched_table).")
+    if len({row.target for _, _, row in rows}) > 1:
+        raise UserError("These rows were matched at different accuracies: make all of them at one target.")
+    rates, target = sorted({lr for _, lr, _ in rows}), rows[0][2].target
+    ordered = sorted(rows, key=lambda row: row[1])
+    families = {f: [(lr, row) for g, lr, row in ordered if g == f] for f in dict.fromkeys(f for f, _, _ in rows)}
+    excluded = [name for _, _, row in rows for name in row.excluded]
+    left_out = f"Never reached it, so left out: {', '.join(excluded)}." if excluded else "Every run reached the target."
+    caption = f"Large: mean, with Student's t 95% interval over seeds. Small: one seed. {left_out}"
+    drops = [drop for _, _, row in rows for drop in row.drops]
+    reach = min(drops, default=0.0) - 20, max(drops, default=0.0) + 20  # of the axis: two seeds may have any interval
+    if any(row.lo < reach[0] or row.hi > reach[1] for _, _, row in rows):
+        caption += " Intervals that leave the frame are cut."
+    fig, ((axes,),) = _canvas(8.5, 3.4, caption, left=0.75, right=2.3)
+    for k, (family, line) in enumerate(families.items()):
+        _rate_line(axes, style_of(family), line, 1.1 ** (k - (len(families) - 1) / 2))
+    axes.axhline(0, color=INK, lw=1, ls=":")
+    axes.set_xscale("log")
+    axes.set_xlim(rates[0] / 1.4, rates[-1] * 1.4)
+    _ticks(axes.xaxis, rates)
+    axes.set_ylim(max(axes.get_ylim()[0], reach[0]), min(axes.get_ylim()[1], reach[1]))
+    _drop_axis(axes)
+    axes.set_xlabel("learning rate (log scale)")
+    axes.set_title(f"Forgetting where the new task first reaches {target:.0%}", loc="left")
+    _rate_labels(axes, families)
+    text = f"Line chart of prior accuracy lost, in points, at {target:.0%} on the new task, against learning rate. "
+    for family, line in families.items():
+        points = "; ".join(f"at {lr:g} {_drop_text(row)} ({_row_seeds(row)})" for lr, row in line)
+        text += f"{style_of(family).label}: {points}. "
+    return _describe(fig, text + left_out)
+
+
+Point = tuple[str, float, float]  # method, predictor, drop in percentage points
+
+
+@rc_context(_RC)
+def explanation(panels: Sequence[tuple[str, bool, Sequence[Point], Interval]]) -> Figure:
+    """What goes with forgetting? A panel a predictor: (its name, log scale or not, points, correlation with interval)."""
+    if not panels or not all(points for _, _, points, _ in panels):
+        raise UserError("A panel has no points to draw: pass (xlabel, log_x, [(method, x, drop), ...], correlation).")
+    cols = min(3, len(panels))
+    caption = "One kind of mark a method, named at the right by the height of its mean drop. In brackets: the interval."
+    rows = math.ceil(len(panels) / cols)
+    size = (3.05 + 2.7 * cols + 0.35 * (cols - 1), 3.0 * rows + 1.15 * (rows - 1))
+    fig, grid = _canvas(
+        *size, caption, left=0.75, right=2.3, bottom=0.8, rows=rows, cols=cols, gap=(0.35, 1.15), sharey=True
+    )
+    for axes, panel in zip(grid.flat, panels, strict=False):  # the last row may have room
+        _predictor_panel(axes, panel)
+    for axes in grid.flat[len(panels) :]:
+        axes.remove()
+    _drop_axis(grid[0, 0])
+    for axes in grid[1:, 0]:
+        axes.set_ylabel(grid[0, 0].get_ylabel())
+    for k in range(0, len(panels), cols):
+        row = panels[k : k + cols]
+        _method_labels(grid.flat[k + len(row) - 1], [point for panel in row for point in panel[2]])
+    texts = [f"against {name}: {_correlation(r)}, {len(points)} points" for name, _, points, r in panels]
+    drops = _means([p for panel in panels for p in panel[2]])
+    text = f"Scatters of prior accuracy lost, in percentage points, {'; '.join(texts)}. Mean drop: "
+    return _describe(fig, text + ", ".join(f"{style_of(m).label} {drop:.1f}" for m, drop in drops.items()) + ".")
+
+
 # --- alt text and display ---------------------------------------------------------------------------------------------
 
 
@@ -255,17 +494,37 @@ def _curve_panel(axes: Axes, groups: dict[str, list[RunRecord]], key: str) -> No
     _update_axis(axes, every)
     axes.set_ylim(-0.03, 1.03)
     _percent(axes, "y")
+    labels = [f"{style_of(method).label}\n{_seeds(runs)}" for method, runs in groups.items()]
+    _side_labels(axes, ends, labels, [style_of(method) for method in groups])
+
+
+def _marks(style: Style, size: float, **more: Any) -> dict[str, Any]:
+    """The method's marks without a line, for `plot`."""
+    return {"marker": style.marker, "color": style.color, "ms": size, "ls": "none", **more}
+
+
+def _side_labels(
+    axes: Axes, ends: Sequence[tuple[float, float]], labels: Sequence[str], styles: Sequence[Style]
+) -> None:
+    """A label and its marker right of the axes for each line, with a leader from the line's end (x, y).
+
+    To be called when the axes' scales and limits are final.
+    """
+    if not ends:
+        return
     # Of lines that end at one height the one that ends first gets the higher label, so that leaders do not cross.
-    wanted = axes.transAxes.inverted().transform(axes.transData.transform(ends))  # (methods, 2), fractions of the axes
-    heights = spread([float(y - 0.03 * x) for x, y in wanted], 0.13, 0.03, 0.98)
-    for (x, y), height, (method, runs) in zip(ends, heights, groups.items(), strict=True):
-        style = style_of(method)
+    wanted = axes.transAxes.inverted().transform(axes.transData.transform(ends))  # (labels, 2), fractions of the axes
+    width, height = axes.bbox.width / axes.figure.dpi, axes.bbox.height / axes.figure.dpi  # inches
+    lines = max(label.count("\n") + 1 for label in labels)
+    heights = spread([float(y + 0.03 * (1 - x)) for x, y in wanted], (0.05 + 0.17 * lines) / height, 0.03, 0.98)
+    for (x, y), at, label, style in zip(ends, heights, labels, styles, strict=True):
         leader = {"arrowstyle": "-", "color": style.color, "lw": 0.8, "alpha": 0.7, "relpos": (0, 0.5), "shrinkA": 8}
         axes.annotate(
-            f"{style.label}\n{_seeds(runs)}", (x, y), (1.07, height), textcoords="axes fraction", va="center",
+            label, (x, y), (1 + 0.21 / width, at), textcoords="axes fraction", va="center",
             fontsize=9, color=INK, linespacing=1.15, annotation_clip=False, arrowprops=leader,
         )  # fmt: skip
-        axes.plot(1.045, height, style.marker, color=style.color, ms=6, transform=axes.transAxes, clip_on=False)
+        mark = 1 + 0.135 / width
+        axes.plot(mark, at, transform=axes.transAxes, clip_on=False, **_marks(style, 6))
 
 
 def spread(targets: Sequence[float], gap: float, low: float, high: float) -> list[float]:
@@ -288,6 +547,290 @@ def spread(targets: Sequence[float], gap: float, low: float, high: float) -> lis
     for rank, i in enumerate(order):
         out[i] = min(max(flat[rank], low), high - (n - 1) * gap) + rank * gap
     return out
+
+
+KERNEL_TERMS = {
+    "bound": "LBK: lower bound of the kernel, |K|²",
+    "moved": "Numerator of LBK: what a step moves, per unit of rate",
+    "residual": "Residual |G|²: what is left to fit",
+}
+
+
+def _all_seeds(groups: dict[str, list[RunRecord]]) -> str:
+    said = {method: _seeds(runs) for method, runs in groups.items()}
+    if len(set(said.values())) == 1:
+        return f"Every line: {next(iter(said.values()))}."
+    return "; ".join(f"{style_of(method).label}: {seeds}" for method, seeds in said.items()) + "."
+
+
+def _measured(record: RunRecord) -> list[dict[str, Any]]:
+    return [row for row in record.metrics if row["kind"] == "dynamics"]
+
+
+def _dynamics(record: RunRecord, key: str) -> tuple[Floats, Floats]:
+    """(steps, values) of a number that `dynamics.measure` took, geometric mean over probes; what no log shows is left out."""
+    points = []
+    for row in _measured(record):
+        each = row[key].values() if isinstance(row[key], dict) else [row[key]]
+        if all(value and value > 0 for value in each):  # a diverged run holds None
+            points.append((row["step"], math.exp(math.fsum(map(math.log, each)) / len(each))))
+    steps, values = np.array(points, float).reshape(-1, 2).T
+    return steps, values
+
+
+def _geometric_mean(runs: Sequence[RunRecord], key: str) -> tuple[Floats, Floats] | None:
+    """(steps, geometric mean over the runs); None if none of them has the number."""
+    logs = [(x, np.log(y)) for x, y in (_dynamics(r, key) for r in runs) if len(x)]
+    if not logs:
+        return None
+    steps, values = mean_curve(logs)
+    return steps, np.exp(values)
+
+
+def _term_panel(axes: Axes, groups: dict[str, list[RunRecord]], key: str) -> dict[str, tuple[Floats, Floats]]:
+    """Draw the lines of one panel of `kernel_terms`; returns each method's mean (steps, values)."""
+    means, every = {}, []
+    for method, runs in groups.items():
+        style = style_of(method)
+        for steps, values in (_dynamics(r, key) for r in runs):
+            axes.plot(steps, values, color=style.color, ls=style.line, lw=0.8, alpha=0.7)
+            every.append(values)
+        if mean := _geometric_mean(runs, key):
+            width = 2.4 if len(runs) > 1 else 0.8  # one seed is no mean
+            axes.plot(*mean, color=style.color, ls=style.line, lw=width, marker=style.marker, ms=4.5)
+            means[method] = mean
+    if any(map(len, every)):
+        _log_axis(axes, "y", np.concatenate(every))
+    return means
+
+
+def _rate_line(axes: Axes, style: Style, line: Sequence[tuple[float, MatchedRow]], shift: float) -> None:
+    """Means with intervals and a small mark a seed; `shift` keeps the intervals of two families apart."""
+    rates = [lr * shift for lr, _ in line]
+    means = [row.mean for _, row in line]  # NaN where no run got there, which breaks the line
+    axes.plot(rates, means, color=style.color, ls=style.line, lw=1.8, marker=style.marker, ms=8)
+    for x, (_, row) in zip(rates, line, strict=True):
+        axes.plot([x * 1.07] * len(row.drops), row.drops, **_marks(style, 4, alpha=0.8))
+        if not math.isnan(row.lo):
+            axes.plot([x, x], [row.lo, row.hi], color=style.color, lw=1.6, marker="_", ms=8)
+
+
+def _rate_labels(axes: Axes, families: dict[str, list[tuple[float, MatchedRow]]]) -> None:
+    found = {f: [(lr, row) for lr, row in line if row.drops] for f, line in families.items()}
+    found = {f: line for f, line in found.items() if line}
+    if not found:
+        axes.text(0.5, 0.6, "no run reached the target", ha="center", fontsize=9, color=INK, transform=axes.transAxes)
+    labels = []
+    for family, line in found.items():
+        live = {seed for _, row in line for seed in row.live}
+        recorded = {seed for _, row in line for seed in row.seeds if seed not in row.live}
+        labels.append(f"{style_of(family).label}\n{_seed_text(sorted(live), sorted(recorded))}")
+    ends = [(line[-1][0], line[-1][1].mean) for line in found.values()]
+    _side_labels(axes, ends, labels, [style_of(family) for family in found])
+
+
+def _predictor_panel(axes: Axes, panel: tuple[str, bool, Sequence[Point], Interval]) -> None:
+    """One panel of `explanation`."""
+    xlabel, log_x, points, correlation = panel
+    values = _numbers([(x, drop) for _, x, drop in points], f"points against {xlabel}", 2)
+    for (method, _, _), (x, drop) in zip(points, values, strict=True):
+        axes.plot(x, drop, **_marks(style_of(method), 8, alpha=0.85))
+    if log_x:
+        _log_axis(axes, "x", values[:, 0])
+    else:
+        axes.margins(x=0.08)
+        _linear_axis(axes.xaxis)
+    axes.set_xlabel(textwrap.fill(xlabel + " (log scale)" * log_x, 36))
+    axes.set_title(_correlation(correlation), loc="left", fontsize=10)
+
+
+def _correlation(r: Interval) -> str:
+    return _plain(f"correlation {r.mean:.2f}" + ("" if math.isnan(r.lo) else f" ({r.lo:.2f} to {r.hi:.2f})"))
+
+
+def _means(points: Sequence[Point]) -> dict[str, float]:
+    return {m: float(np.mean([d for n, _, d in points if n == m])) for m in dict.fromkeys(m for m, _, _ in points)}
+
+
+def _method_labels(axes: Axes, points: Sequence[Point]) -> None:
+    """The methods' names right of the axes, each at the height of its mean drop."""
+    drops = _means(points)
+    edge = axes.get_xlim()[1]
+    styles = [style_of(method) for method in drops]
+    _side_labels(axes, [(edge, drop) for drop in drops.values()], [style.label for style in styles], styles)
+
+
+def _drop_axis(axes: Axes) -> None:
+    low, high = axes.get_ylim()
+    axes.set_ylim(min(low, -1), max(high, 5))  # a drop of hundredths of a point shall not look large
+    axes.set_ylabel("prior accuracy lost (points)")
+
+
+# --- heat maps --------------------------------------------------------------------------------------------------------
+
+
+def _heat(values: Floats, rows: Sequence[str], cols: Sequence[str], title: str, caption: str) -> Figure:
+    """Cells (rows, cols) with signed numbers: the shade is the size against the largest, negative cells are hatched."""
+    if values.shape != (len(rows), len(cols)):
+        raise UserError(f"Numbers {values.shape} have {len(rows)} and {len(cols)} labels: pass one a row and a column.")
+    side, foot = [_short_label(row) for row in rows], [_short_label(col) for col in cols]
+    left = 0.3 + _inches(side)
+    cell = max(0.8, (6.5 - left) / len(cols))
+    turned = _inches(foot) > cell - 0.04
+    key = f"Shade: size, the fullest is {_signed(np.abs(values).max())[1:]}. Blue: positive. Orange, hatched: negative."
+    bottom = 0.15 + (_inches(foot) if turned else 0.15 * max(label.count("\n") + 1 for label in foot))
+    width = left + cell * len(cols) + 0.2
+    fig, ((axes,),) = _canvas(width, 0.4 * len(rows), f"{caption} {key}", left=left, right=0.2, top=0.45, bottom=bottom)
+    _cells(axes, values)
+    axes.set_xticks(range(len(cols)), foot, rotation=90 if turned else 0)
+    axes.set_yticks(range(len(rows)), side)
+    axes.tick_params(length=0, labelsize=9)
+    axes.spines[:].set_visible(False)
+    fig.text(0.012, 1 - 0.1 / fig.get_figheight(), title, va="top", fontsize=11, color=INK)
+    return fig
+
+
+def _cells(axes: Axes, values: Floats) -> None:
+    shades = HEAT(0.5 + 0.5 * values / (np.abs(values).max() or 1.0))
+    for (i, j), value in np.ndenumerate(values):
+        shade, hatch = to_hex(shades[i, j]), "//" if value < 0 else ""
+        axes.add_patch(Rectangle((j - 0.48, i - 0.46), 0.96, 0.92, fc=shade, ec=HATCH, lw=0, hatch=hatch))
+        box = {"boxstyle": "square,pad=0.12", "facecolor": shade, "edgecolor": "none"}  # keeps the hatch off the number
+        axes.text(j, i, _signed(value), ha="center", va="center", fontsize=8.5, color="black", bbox=box)
+    axes.set_xlim(-0.5, values.shape[1] - 0.5)
+    axes.set_ylim(values.shape[0] - 0.5, -0.5)
+
+
+def _signed(value: float) -> str:
+    """Two significant digits with a sign that no one overlooks: "+0.10", "−12", "+1.5e−5", "0"."""
+    if value == 0:
+        return "0"
+    return _plain(f"{value:+#.2g}".rstrip("."))
+
+
+def _plain(number: str) -> str:
+    """1e-05 as 1e−5, with a minus that no one overlooks."""
+    return number.replace("e-0", "e-").replace("e+0", "e+").replace("-", "−")
+
+
+def _short_label(label: str) -> str:
+    """At most two lines of at most 28 characters."""
+    return textwrap.fill(textwrap.shorten(label, 54, placeholder=" …"), 28, break_on_hyphens=False)
+
+
+def _inches(labels: Sequence[str]) -> float:
+    """About the width of the widest line at 9 points: a character takes 0.075 inches."""
+    return 0.075 * max(len(line) for label in labels for line in label.split("\n"))
+
+
+def _row_texts(values: Floats, rows: Sequence[str], cols: Sequence[str]) -> str:
+    """Of each row its least and its greatest cell, for alt texts."""
+    texts = []
+    for label, row in zip(rows, values, strict=True):
+        low, high = int(row.argmin()), int(row.argmax())
+        texts.append(f"{label}: from {_signed(row[low])} ({cols[low]}) to {_signed(row[high])} ({cols[high]}).")
+    return " ".join(texts)
+
+
+# --- axes and numbers -------------------------------------------------------------------------------------------------
+
+
+def _canvas(
+    width: float, height: float, caption: str, left: float = 0.75, right: float = 0.25, top: float = 0.35,
+    bottom: float = 0.65, rows: int = 1, cols: int = 1, gap: float | tuple[float, float] = 0.0,
+    sharex: bool = False, sharey: bool = False,
+) -> tuple[Figure, np.ndarray]:  # fmt: skip
+    """A figure and its axes (rows, cols), which take `height` inches in all, gaps included, of a figure `width` wide.
+
+    Margins and gaps are in inches; below `bottom`, which is for ticks and labels, the caption has the room it needs.
+    """
+    lines = textwrap.wrap(caption, int(12.3 * width), break_on_hyphens=False)
+    foot = bottom + 0.2 + 0.15 * len(lines)
+    total = height + top + foot
+    fig = Figure(figsize=(width, total))
+    across, down = gap if isinstance(gap, tuple) else (gap, gap)
+    spaces = {
+        "wspace": across / ((width - left - right - across * (cols - 1)) / cols),
+        "hspace": down / ((height - down * (rows - 1)) / rows),
+    }
+    edges = {"left": left / width, "right": 1 - right / width, "bottom": foot / total, "top": 1 - top / total}
+    axes = fig.subplots(rows, cols, squeeze=False, gridspec_kw=spaces | edges, sharex=sharex, sharey=sharey)
+    _caption(fig, "\n".join(lines))
+    return fig, axes
+
+
+def _identity(axes: Axes, low: float, high: float) -> None:
+    """The same limits and ticks on both axes, a little wider than [low, high], and the line on which y is x."""
+    pad = 0.06 * (high - low)
+    axes.set_xlim(low - pad, high + pad)
+    axes.set_ylim(low - pad, high + pad)
+    axes.plot([low, high], [low, high], color=INK, ls=":", lw=1.4, zorder=1)
+    _linear_axis(axes.xaxis)
+    _linear_axis(axes.yaxis)
+
+
+def _linear_axis(axis: Axis) -> None:
+    axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: _plain(f"{value:.3g}")))
+
+
+def _log_axis(axes: Axes, which: str, values: Floats) -> None:
+    """A log scale a little wider than the values, with two to nine ticks of one or, on short spans, of 1, 2 and 5."""
+    if not (values > 0).all():
+        raise UserError("A log scale has no zero and no negative number: leave those out, or draw on a linear scale.")
+    low, high = float(values.min()), float(values.max())
+    pad = max(1.2, (high / low) ** 0.06)
+    low, high = low / pad, high * pad
+    marks = (1, 2, 5) if high < 200 * low else (1,)
+    powers = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 2)
+    every = [mark * 10.0**p for p in powers for mark in marks]
+    if sum(low <= tick <= high for tick in every) < 2:
+        low, high = max(t for t in every if t <= low), min(t for t in every if t >= high)
+    inside = [tick for tick in every if low <= tick <= high]
+    axes.set(**{f"{which}scale": "log", f"{which}lim": (low, high)})
+    _ticks(axes.xaxis if which == "x" else axes.yaxis, inside[:: math.ceil(len(inside) / 9)])
+
+
+def _ticks(axis: Axis, at: Sequence[float]) -> None:
+    axis.set_major_locator(FixedLocator(at))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: _plain(f"{value:g}")))
+    axis.set_minor_locator(NullLocator())
+
+
+def _numbers(values: ArrayLike, what: str, ndim: int) -> Floats:
+    """As an array of `ndim` dimensions; raises UserError if it is empty, of another shape, or holds what is no number."""
+    try:
+        out = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"The {what} are no table of numbers ({error}): pass an array.") from error
+    if out.ndim != ndim or out.size == 0 or not np.isfinite(out).all():
+        kind = "table" if ndim == 2 else "list"
+        raise UserError(f"The {what}, of shape {out.shape}, are no {kind} of finite numbers: leave out what is not.")
+    return out
+
+
+def _log_points(label: str, x: ArrayLike, y: ArrayLike) -> tuple[Floats, Floats]:
+    xs, ys = _numbers(x, f"x of {label!r}", 1), _numbers(y, f"y of {label!r}", 1)
+    if xs.shape != ys.shape or len(np.unique(xs)) < 2 or min(xs.min(), ys.min()) <= 0:
+        raise UserError(f"Series {label!r} has no slope in logs: pass as many x as y, all positive, at two x or more.")
+    return xs, ys
+
+
+def _mirror(title: str, matrix: ArrayLike) -> tuple[Floats, Floats, float]:
+    """M[u, v] and M[v, u] for u < v, shape (pairs,) each, and the root mean square of their difference over that of M."""
+    m = _numbers(matrix, f"changes of {title!r}", 2)
+    if m.shape[0] != m.shape[1] or len(m) < 2:
+        raise UserError(f"The changes of {title!r} have shape {m.shape}: pass those of two rows or more by each other.")
+    upper = np.triu_indices(len(m), 1)
+    x, y = m[upper], m.T[upper]
+    size = float(np.sqrt(np.mean([x**2, y**2])))
+    if size == 0:
+        raise UserError(f"The changes of {title!r} are all zero, so they have no asymmetry: take a larger step.")
+    return x, y, float(np.sqrt(np.mean((x - y) ** 2))) / size
+
+
+def _span_text(values: Floats) -> str:
+    return f"{values.min():.1e} to {values.max():.1e}"
 
 
 def _update_axis(axes: Axes, steps: np.ndarray) -> None:

@@ -1,4 +1,4 @@
-"""Made-up run records for tests: five methods, SFT half-way at about 30 updates and RFT at about 250."""
+"""Made-up run records for tests: every method, SFT half-way at about 30 updates and RFT at about 250."""
 
 import math
 
@@ -13,6 +13,13 @@ SHAPES = {  # method: (updates to 50%, prior accuracy lost for good, last step)
     "lora_sft": (45, 0.30, 150),
     "rft": (250, 0.05, 400),
     "rft_kl": (290, 0.03, 400),
+    "sft_foreign": (45, 0.30, 150),
+    "sft_far": (60, 0.42, 200),
+    "sft_rollouts": (40, 0.10, 150),
+    "sft_early": (55, 0.20, 200),
+    "self_once": (40, 0.08, 150),
+    "self_fresh": (50, 0.05, 200),
+    "sft_dft": (70, 0.06, 200),
 }
 
 
@@ -50,6 +57,30 @@ def noisy(method, seed, source="recorded"):
             counts.update(correct=good, wrong=200 - good - unread, unparseable=unread)
         row["prior_mean"] = float(np.mean([counts["correct"] / 200 for counts in row["prior"].values()]))
         out.metrics.append(row)
+    return out
+
+
+def dynamics_row(step, bound=1.0, moved=1.0, residual=1.0, cosine=0.1, probes=PROBES):
+    """What `dynamics.measure` leaves in a record, with `bound` and `moved` as the geometric means over probes."""
+    tilt = np.linspace(-1, 1, len(probes))
+    return {
+        "kind": "dynamics", "step": step, "perplexity": 1 + residual, "train_norm": 700.0, "prior_norm": 0.02,
+        "mean_norm": 300.0, "residual": residual, "spread": 150.0,
+        "moved": {p: float(moved * 10**t) for p, t in zip(probes, tilt, strict=True)},
+        "bound": {p: float(bound * 10**t) for p, t in zip(probes, tilt, strict=True)},
+        "cosine": {p: float(cosine * t) for p, t in zip(probes, tilt, strict=True)},
+    }  # fmt: skip
+
+
+def measured(method, seed, source="recorded"):
+    """`noisy`, with a row of dynamics at each evaluation: the residual falls, the kernel's bound rises."""
+    out = noisy(method, seed, source)
+    k = list(SHAPES).index(method)
+    rng = np.random.default_rng([seed, k, 1])
+    for row in out.evals():
+        left = math.exp(-3 * row["new_exact"] + rng.normal(0, 0.1)) * (1 + k) / 4
+        bound = (2 + k) * (1 + row["step"] / 40) * math.exp(rng.normal(0, 0.2))
+        out.metrics.append(dynamics_row(row["step"], bound, bound * left * 150, left))
     return out
 
 

@@ -7,22 +7,68 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from fake_runs import SHAPES, all_noisy, noisy, record
+from fake_runs import PROBES, SHAPES, all_noisy, dynamics_row, measured, noisy, record
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex, to_rgb
+from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
 from rftkit import jigsaw, plots, runs
 from rftkit.config import UserError
+from rftkit.evals import Interval, t_interval
 
 SHORT = record("rft", 7, [(0, 0.0, 0.8), (20, 0.3, 0.8)], name="rft-short-7")
 
 
 def picture():
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (84, 84, 3), np.uint8))
+
+
+NAN = math.nan
+NB04 = plots.COMPANY[1]
+TRAIN = [f"jigsaw {k}: 4 2 7 1 3 5 6 8 9" for k in range(5)]
+PRIOR = [
+    f"{probe}: what is the {probe} of the star that is left of the red circle in this picture?" for probe in PROBES
+]
+
+
+def changes(n=5, m=8, seed=0, size=1e-3):
+    rng = np.random.default_rng(seed)
+    return size * rng.normal(size=(n, m)) * np.exp(rng.normal(0, 2, (n, m)))
+
+
+def powers(slope, scale=1.0):
+    rates = np.logspace(-6, -3, 7)
+    return rates, scale * rates**slope
+
+
+def matched(drops, excluded=(), live=(), target=0.5):
+    mean, lo, hi = t_interval(drops) if drops else (NAN, NAN, NAN)
+    return runs.MatchedRow("any", target, tuple(range(len(drops))), tuple(drops), mean, lo, hi, tuple(excluded), live)
+
+
+def sweep():
+    slow = [f"sft_rollouts_lr0.0001-seed{s}" for s in range(3)]
+    yield "sft", 1e-3, matched([44.0, 50.0, 47.0], live=(0,))
+    yield "sft", 3e-4, matched([31.0, 34.0, 36.0])
+    yield "sft", 3e-3, matched([71.0])
+    yield "sft_rollouts", 1e-4, matched([], slow)
+    yield "sft_rollouts", 1e-3, matched([5.0, 9.0, 7.0])
+    yield "sft_rollouts", 3e-3, matched([20.0, 33.0], ["sft_rollouts_lr0.003-seed2"])
+
+
+def points(scale=1.0, methods=NB04):
+    return [(method, scale * (1 + k), 100 * SHAPES[method][1]) for k, method in enumerate(methods)]
+
+
+def panels():
+    yield "base perplexity of the data", True, points(100.0), Interval(0.81, 0.4, 0.95)
+    yield "mean cosine with the gradients of the probes", False, points(-0.01), Interval(-0.62, -0.9, -0.1)
+    yield "KL to the base", True, points(0.001, ("sft", "sft_far")), Interval(0.1, NAN, NAN)
+    yield "distance of weights", False, points(3.0), Interval(0.3, -0.2, 0.7)
 
 
 def figures():
@@ -38,6 +84,37 @@ def figures():
     yield "bars", plots.verdict_bars(records[0])
     yield "puzzle", plots.puzzle(jigsaw.make_puzzle(picture(), seed=1))
     yield "wide puzzle", plots.puzzle(jigsaw.make_puzzle(picture(), 2, 3, seed=1, convention="inverse"))
+    yield from dynamics_figures()
+
+
+def dynamics_figures():
+    predicted = changes()
+    yield "first order", plots.first_order(predicted, 0.9 * predicted + changes(seed=1, size=1e-4), 1e-6)
+    yield "first order, useless", plots.first_order(1e4 * predicted, predicted, 1e-2)
+    remainders = [("SGD", *powers(2, 1e5)), ("AdamW with a rather long name", *powers(1)), ("SGD, prior", *powers(2))]
+    yield "slopes", plots.loglog(remainders, "learning rate", "remainder (nats)")
+    yield "slope on a short span", plots.loglog([("SGD", [4.1, 4.3], [1.0, 1.1])], "learning rate", "remainder", 1.0)
+    odd = changes(8, 8)
+    both = [("SGD, one step of rate 1e-6", odd + odd.T), ("AdamW, one step of rate 1e-4, mean over the answer", odd)]
+    yield "symmetry", plots.symmetry(both)
+    yield "symmetry, one panel", plots.symmetry(both[:1])
+    yield "microscope", plots.microscope(changes(), TRAIN, PRIOR)
+    yield "microscope, one pair without change", plots.microscope([[0.0]], ["a"], ["b"])
+    yield "microscope, many", plots.microscope(changes(16, 16, size=30.0), range_of(16), range_of(16))
+    cosines = {method: dict(zip(PROBES, changes(1, 8, k, 0.1)[0], strict=True)) for k, method in enumerate(NB04)}
+    yield "directions", plots.directions(cosines)
+    yield "kernel", plots.kernel_terms([*(measured(m, s) for m in NB04 for s in range(2)), noisy("rft_kl", 4)])
+    once = record("sft", 0, [(0, 0.0, 0.8)])
+    once.metrics.append(dynamics_row(0))
+    yield "kernel, one evaluation", plots.kernel_terms([once])
+    yield "sweep", plots.rate_sweep(list(sweep()))
+    yield "sweep, none reached", plots.rate_sweep([("sft", 1e-3, matched([], ["sft-lr0.001-seed0"]))])
+    yield "explanation", plots.explanation(list(panels())[:3])
+    yield "explanation, two rows", plots.explanation(list(panels()))
+
+
+def range_of(n):
+    return [f"row {k}" for k in range(n)]
 
 
 FIGURES = dict(figures())
@@ -186,6 +263,223 @@ def test_an_unknown_method_and_no_runs_are_user_errors():
         plots.learning_curves([])
 
 
+# --- figures of learning dynamics
+
+
+def axes_texts(axes):
+    return [t.get_text() for t in axes.texts]
+
+
+def by_color(axes, method, size=2):
+    """Lines of a method with at least `size` points, marks beside labels left out."""
+    color = plots.METHOD_STYLE[method].color
+    return [line for line in axes.lines if line.get_color() == color and len(line.get_xdata()) >= size]
+
+
+def test_first_order_shows_every_pair_and_the_share_explained():
+    x = np.array([[0.0, 1.0], [2.0, 3.0]])
+    fig = plots.first_order(x, x + np.array([0.5, -0.5]), 1e-3)
+    share = 1 - 4 * 0.5**2 / 4.0  # the measured 0.5, 0.5, 2.5, 2.5 have 4 as sum of squares about their mean
+    assert f"R² = {share:.3f}" in words(fig) and f"R² = {share:.3f}" in fig.alt and "0.001" in words(fig)
+    dots = fig.axes[0].lines[0]
+    assert dots.get_xdata().tolist() == [0, 1, 2, 3] and dots.get_ydata().tolist() == [0.5, 0.5, 2.5, 2.5]
+    assert fig.axes[0].get_xlim() == fig.axes[0].get_ylim()
+    assert "R² = 1.000" in words(plots.first_order(x, x, 1e-3))
+    assert "R² = 0.000" in words(plots.first_order(np.full((2, 2), x.mean()), x, 1e-3))
+
+
+def test_log_log_prints_the_slope_of_each_line_and_draws_the_guide():
+    fig = FIGURES["slopes"]
+    assert axes_texts(fig.axes[0]) == [
+        "SGD\nslope 2.00", "AdamW with a rather long\nname\nslope 1.00", "SGD, prior\nslope 2.00", "a guide\nslope 2.00",
+    ]  # fmt: skip
+    (guide,) = [line for line in fig.axes[0].lines if line.get_linestyle() == ":" and len(line.get_xdata()) == 2]
+    (x0, x1), (y0, y1) = np.log(guide.get_data())
+    assert (y1 - y0) / (x1 - x0) == pytest.approx(2)
+    lowest = fig.axes[0].lines[2].get_ydata()
+    assert (guide.get_ydata()[0] < lowest).all()
+    noisy_line = np.array([1.0, 5.0, 9.0])  # not on a line: least squares in logs
+    fit = np.polyfit(np.log([1.0, 2.0, 4.0]), np.log(noisy_line), 1)[0]
+    assert f"slope {fit:.2f}" in words(plots.loglog([("x", [1.0, 2.0, 4.0], noisy_line)], "x", "y"))
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.floats(1e-30, 1e12), min_size=1, max_size=5))
+def test_a_log_axis_shows_all_values_and_at_least_two_ticks(values):
+    axes = Figure().subplots()
+    plots._log_axis(axes, "y", np.array(values))
+    low, high = axes.get_ylim()
+    assert low < min(values) and max(values) < high
+    ticks = [t for t in axes.yaxis.get_majorticklocs() if low <= t <= high]
+    assert 2 <= len(ticks) <= 9
+
+
+def test_symmetry_pairs_each_two_rows_once_and_says_how_far_off_they_are():
+    table = np.array([[9.0, 1.0, 2.0], [3.0, 9.0, 4.0], [2.0, 6.0, 9.0]])
+    fig = plots.symmetry([("toy", table), ("odd", table - table.T), ("even", table + table.T)])
+    dots = fig.axes[0].lines[0]
+    assert dots.get_xdata().tolist() == [1, 2, 4] and dots.get_ydata().tolist() == [3, 2, 6]
+    off = ~np.eye(3, dtype=bool)
+    share = np.sqrt(((table - table.T)[off] ** 2).mean() / (table[off] ** 2).mean())
+    titles = [axes.get_title("left") for axes in fig.axes]
+    assert titles == [f"toy\nasymmetry {100 * share:.3g}%", "odd\nasymmetry 200%", "even\nasymmetry 0%"]
+    assert f"toy: asymmetry {100 * share:.3g}% over 3 pairs" in fig.alt
+    for axes in fig.axes:
+        assert axes.get_xlim() == axes.get_ylim() == pytest.approx((-axes.get_xlim()[1], axes.get_xlim()[1]))
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (0.0, "0"),
+        (0.1, "+0.10"),
+        (-0.1234, "−0.12"),
+        (12.3, "+12"),
+        (-1.5e-5, "−1.5e−5"),
+        (150.0, "+1.5e+2"),
+        (1, "+1.0"),
+    ],
+)
+def test_cells_hold_a_sign_and_two_digits(value, said):
+    assert plots._signed(value) == said
+
+
+@pytest.mark.parametrize("name", ["microscope", "microscope, many", "directions"])
+def test_heat_maps_read_without_colour(name):
+    """The sign is in the number and in the hatch; the number stands on an opaque box of its cell's shade."""
+    (axes,) = FIGURES[name].axes
+    assert len(axes.patches) == len(axes.texts) > 0
+    shades = {}
+    for cell, text in zip(axes.patches, axes.texts, strict=True):
+        said, box = text.get_text(), text.get_bbox_patch()
+        assert bool(cell.get_hatch()) == said.startswith("−")
+        assert box.get_facecolor() == cell.get_facecolor() and cell.get_facecolor()[3] == 1
+        assert contrast(text.get_color(), to_hex(cell.get_facecolor())) >= 4.5
+        assert cell.get_x() < text.get_position()[0] < cell.get_x() + cell.get_width()
+        assert cell.get_y() < text.get_position()[1] < cell.get_y() + cell.get_height()
+        shades[abs(float(said.replace("−", "-")))] = linear(to_hex(cell.get_facecolor())) @ [0.2126, 0.7152, 0.0722]
+    assert shades[max(shades)] < shades[min(shades)] - 0.2  # fuller is darker
+
+
+def test_microscope_puts_each_change_at_its_row_and_column():
+    values = np.array([[0.5, -0.25, 0.0], [1e-5, 2.0, -3.0]])
+    fig = plots.microscope(values, ["first", "second"], ["a", "b", "a very long question about a star"])
+    (axes,) = fig.axes
+    assert axes_texts(axes) == ["+0.50", "−0.25", "0", "+1.0e−5", "+2.0", "−3.0"]
+    assert [t.get_position() for t in axes.texts] == [(j, i) for i in range(2) for j in range(3)]
+    assert [t.get_text() for t in axes.get_yticklabels()] == ["first", "second"]
+    assert {t.get_rotation() for t in axes.get_xticklabels()} == {90}
+    assert (
+        "first: from −0.25 (b) to +0.50 (a). second: from −3.0 (a very long question about a star) to +2.0 (b)."
+        in fig.alt
+    )
+    assert {t.get_rotation() for t in plots.microscope(values, "xy", "abc").axes[0].get_xticklabels()} == {0}
+
+
+def test_directions_have_methods_as_rows_and_probes_as_columns():
+    fig = plots.directions({"sft": {"color": 0.25, "count": -0.5}, "rft": {"count": 0.125, "color": 0.75}})
+    (axes,) = fig.axes
+    assert [t.get_text() for t in axes.get_yticklabels()] == ["SFT answer-only", "RFT (GRPO)"]
+    assert [t.get_text() for t in axes.get_xticklabels()] == ["color", "count"]
+    assert axes_texts(axes) == ["+0.25", "−0.50", "+0.75", "+0.12"]
+    assert "SFT answer-only: from −0.50 (count) to +0.25 (color)." in fig.alt
+
+
+def dynamic(method, seed, rows):
+    out = record(method, seed, [(step, 0.0, 0.8) for step, *_ in rows], name=f"{method}-{seed}")
+    out.metrics += [dynamics_row(*row) for row in rows]
+    return out
+
+
+def test_kernel_terms_are_geometric_means_over_probes_and_seeds():
+    two = [dynamic("sft", s, [(0, 2.0, 3.0, 5.0), (10, 2.0 * 100**s, 3.0 * 100**s, 5.0 * 100**s)]) for s in range(2)]
+    fig = plots.kernel_terms([*two, noisy("rft", 0)])
+    for axes, start in zip(fig.axes, (2.0, 3.0, 5.0), strict=True):
+        *thin, thick = by_color(axes, "sft")
+        assert [line.get_ydata().tolist() for line in thin] == [
+            pytest.approx([start, start]),
+            pytest.approx([start, 100 * start]),
+        ]
+        assert thick.get_linewidth() > 2 and thick.get_ydata() == pytest.approx([start, 10 * start])
+        assert axes_texts(axes) == ["SFT answer-only"]
+    assert "Not measured, so left out: rft-0." in words(fig) and "Every line: seeds 0-1 live." in words(fig)
+    assert "SFT answer-only 2.0e+00 to 2.0e+01" in fig.alt
+
+
+def test_kernel_terms_leave_out_what_diverged():
+    run = dynamic("sft", 0, [(0, 1.0, 1.0, 1.0), (10, 2.0, 2.0, 2.0), (20, 3.0, 3.0, 3.0)])
+    run.metrics[-1]["bound"]["color"] = None  # what a record keeps of NaN
+    run.metrics[-1]["residual"] = 0.0
+    lengths = [len(by_color(axes, "sft")[0].get_xdata()) for axes in plots.kernel_terms([run]).axes]
+    assert lengths == [2, 3, 2]
+
+
+def test_rate_sweep_is_sorted_by_rate_and_names_what_never_got_there():
+    fig = FIGURES["sweep"]
+    (axes,) = fig.axes
+    line = by_color(axes, "sft", 3)[0]
+    assert line.get_ydata().tolist() == [pytest.approx(101 / 3), 47.0, 71.0]
+    assert line.get_xdata() / line.get_xdata()[0] == pytest.approx([1, 10 / 3, 10])
+    assert math.isnan(by_color(axes, "sft_rollouts", 3)[0].get_ydata()[0])
+    assert "sft_rollouts_lr0.0001-seed2, sft_rollouts_lr0.003-seed2" in words(fig)
+    assert "sft_rollouts_lr0.003-seed2" in fig.alt and "no run reached the target" in fig.alt
+    row = matched([44.0, 50.0, 47.0])
+    assert f"at 0.001 47.0, interval {row.lo:.1f} to {row.hi:.1f} (seeds 0 live, 1-2 recorded)" in fig.alt
+    spans = [span for span in by_color(axes, "sft") if list(span.get_ydata()) == [row.lo, row.hi]]
+    assert len(spans) == 1
+    assert "cut" in words(fig)  # two seeds: the interval of their mean is far wider than anything else
+    assert axes.get_ylim()[0] >= 5 - 20 and axes.get_ylim()[1] <= 71 + 20
+    assert "no run reached" in words(FIGURES["sweep, none reached"])
+    assert "cut" not in words(plots.rate_sweep([("sft", 1e-3, matched([1.0, 2.0, 1.5]))]))
+
+
+def test_explanation_has_a_panel_a_predictor_and_names_each_method_once_a_row():
+    fig = FIGURES["explanation"]
+    titles = [axes.get_title("left") for axes in fig.axes]
+    assert titles == ["correlation 0.81 (0.40 to 0.95)", "correlation −0.62 (−0.90 to −0.10)", "correlation 0.10"]
+    assert [axes.get_xscale() for axes in fig.axes] == ["log", "linear", "log"]
+    dots = [(line.get_xdata()[0], line.get_ydata()[0], line.get_marker()) for line in fig.axes[0].lines]
+    assert dots == [(x, drop, plots.METHOD_STYLE[m].marker) for m, x, drop in points(100.0)]
+    labels = {plots.METHOD_STYLE[method].label for method in NB04}
+    assert [set(axes_texts(axes)) for axes in fig.axes] == [set(), set(), labels]
+    assert "against KL to the base: correlation 0.10, 2 points" in fig.alt and "SFT answer-only 55.0" in fig.alt
+    rows = FIGURES["explanation, two rows"].axes
+    assert [len(axes.texts) for axes in rows] == [0, 0, 9, 9]
+
+
+@pytest.mark.parametrize(
+    ("draw", "reason"),
+    [
+        (lambda: plots.first_order([[1.0]], [[1.0, 2.0]], 0.1), "differ in shape"),
+        (lambda: plots.first_order([[1.0, 2.0]], [[1.0, 1.0]], 0.1), "all equal"),
+        (lambda: plots.first_order([[1.0, NAN]], [[1.0, 1.0]], 0.1), "finite"),
+        (lambda: plots.first_order([1.0, 2.0], [1.0, 2.0], 0.1), "no table"),
+        (lambda: plots.loglog([], "x", "y"), "no series"),
+        (lambda: plots.loglog([("a", [1.0, 2.0], [0.0, 1.0])], "x", "y"), "all positive"),
+        (lambda: plots.loglog([("a", [1.0, 1.0], [2.0, 1.0])], "x", "y"), "two x"),
+        (lambda: plots.symmetry([]), "no matrix"),
+        (lambda: plots.symmetry([("a", np.ones((2, 3)))]), "by each other"),
+        (lambda: plots.symmetry([("a", np.eye(3))]), "all zero"),
+        (lambda: plots.microscope([[1.0, 2.0]], ["a"], ["b"]), "labels"),
+        (lambda: plots.microscope([["a"]], ["a"], ["b"]), "no table of numbers"),
+        (lambda: plots.directions({}), "no method"),
+        (lambda: plots.directions({"sft": {"color": 1.0}, "rft": {"count": 1.0}}), "different probes"),
+        (lambda: plots.directions({"dpo": {"color": 1.0}}), "'dpo'"),
+        (lambda: plots.kernel_terms([]), "no runs"),
+        (lambda: plots.kernel_terms([noisy("sft", 0)]), "dynamics"),
+        (lambda: plots.rate_sweep([]), "no rates"),
+        (lambda: plots.rate_sweep([("sft", 0.1, matched([1.0])), ("sft", 0.2, matched([1.0], target=0.9))]), "one target"),
+        (lambda: plots.explanation([]), "no points"),
+        (lambda: plots.explanation([("x", False, [], Interval(0.0, NAN, NAN))]), "no points"),
+        (lambda: plots.explanation([("x", True, [("sft", 0.0, 1.0)], Interval(0.0, NAN, NAN))]), "log scale"),
+        (lambda: plots.explanation([("x", False, [("sft", NAN, 1.0)], Interval(0.0, NAN, NAN))]), "finite"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_drawn_is_a_user_error(draw, reason):
+    with pytest.raises(UserError, match=reason):
+        draw()
+
+
 # --- showing
 
 
@@ -253,14 +547,22 @@ def lab(color, matrix):
 
 
 @pytest.mark.parametrize("kind", BLINDNESS)
-def test_methods_differ_in_colour_to_every_eye(kind):
-    for a, b in itertools.combinations(plots.METHOD_STYLE.values(), 2):
-        assert np.linalg.norm(lab(a.color, BLINDNESS[kind]) - lab(b.color, BLINDNESS[kind])) > 20, (a.label, b.label)
+@pytest.mark.parametrize(("group", "least"), [*zip(plots.COMPANY, (20, 22), strict=True)], ids=("02", "04"))
+def test_methods_that_share_a_figure_differ_in_colour_to_every_eye(group, least, kind):
+    for a, b in itertools.combinations([plots.METHOD_STYLE[method].color for method in group], 2):
+        assert np.linalg.norm(lab(a, BLINDNESS[kind]) - lab(b, BLINDNESS[kind])) > least, (a, b)
+
+
+def test_every_method_is_in_company():
+    assert {method for group in plots.COMPANY for method in group} == set(plots.METHOD_STYLE) == set(SHAPES)
 
 
 def test_methods_differ_without_colour():
     styles = plots.METHOD_STYLE.values()
     assert len({s.marker for s in styles}) == len(styles) == len({s.label for s in styles})
+    for group in plots.COMPANY:  # dashes too, but for SFT and RFT, the two that everyone knows
+        lines = [plots.METHOD_STYLE[method].line for method in group]
+        assert len(set(lines)) == len(lines) - 1 and lines.count("-") == 2
 
 
 # --- labels
