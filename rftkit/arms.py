@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from rftkit import dynamics, hub, rollouts, runs
 from rftkit.config import Preset, UserError, get_preset
 from rftkit.evals import value_at
 from rftkit.plots import learning_curves, style_of
-from rftkit.policy import Policy
+from rftkit.policy import Policy, load_policy
 from rftkit.recording import Before, run_folder
 from rftkit.rft import train_rft
 from rftkit.sft import Data, answers_only, train_sft
@@ -78,7 +78,7 @@ def rft_first(preset: Preset, seed: int, home: Path | None = None) -> tuple[runs
 # --- the arms of notebook 04: one algorithm, many data -----------------------------------------------------------------------
 
 PROMPTS = 2048  # puzzles asked for rollouts
-EPOCH = 320  # rows of an epoch of the arm that samples from itself anew
+EPOCH = 320  # rows of an epoch of the arm that samples from itself anew, out of twice as many puzzles
 
 
 def imitation(
@@ -91,6 +91,8 @@ def imitation(
         rows = data.rows(policy, Path())
         return dynamics.measure(policy, [rows[i] for i in range(min(8, len(rows)))], prior)
 
+    if after and not data.ordered:  # what the data is to the base, as the runs from the base say it of theirs
+        after.record.metrics.insert(0, {"step": 0, **measure(load_policy(preset))})
     steps = settings.pop("steps", preset.sft_steps)
     return train_sft(
         preset, seed, name=name, data=data, steps=steps, eval_steps=_fast(steps), home=home, after=after,
@@ -159,9 +161,9 @@ def self_fresh(preset: Preset, seed: int, home: Path | None = None) -> tuple[run
     epochs = -(-preset.sft_steps * preset.sft_batch // EPOCH) + 1  # one to spare: the trainer fetches ahead
 
     def rows(policy: Policy, folder: Path) -> rollouts.FreshRollouts:
-        return rollouts.FreshRollouts(policy, folder, task, seed, rollouts.correct_only, EPOCH, PROMPTS, epochs)
+        return rollouts.FreshRollouts(policy, folder, task, seed, rollouts.correct_only, EPOCH, 2 * EPOCH, epochs)
 
-    data = Data(f"self-fresh-{EPOCH}-{PROMPTS}", rows, ordered=True)
+    data = Data(f"self-fresh-{EPOCH}-{2 * EPOCH}", rows, ordered=True)
     return imitation(preset, seed, "self_fresh", data, home, after=before)
 
 
@@ -202,6 +204,20 @@ ARMS: dict[str, Arm] = {
 }  # fmt: skip
 
 
+NOTEBOOK_02 = ("sft", "sft_rft_lr", "lora_sft", "rft", "rft_kl")
+NOTEBOOK_04 = ("sft", "sft_foreign", "sft_far", "sft_rollouts", "sft_early", "sft_dft", "self_once", "self_fresh", "rft")
+
+
+def predictors(record: runs.RunRecord) -> dict[str, float] | None:
+    """What the run's data is to the base, measured before training: "perplexity", "norm" (of a row's gradient, root mean square)
+    and "direction" (cosine with the probes' mean gradients, mean over probes). None for a run without such a measurement."""
+    rows = [row for row in record.metrics if row["kind"] == "dynamics" and row["step"] == 0]
+    if not rows:
+        return None
+    cosines = rows[0]["cosine"].values()
+    return {"perplexity": rows[0]["perplexity"], "norm": rows[0]["train_norm"], "direction": sum(cosines) / len(cosines)}
+
+
 # --- what the README shows, made from the recorded runs ---------------------------------------------------------------------
 
 ROOT = Path(__file__).parent.parent
@@ -209,8 +225,20 @@ BEGIN, END = "<!-- results: made by `python -m rftkit record`, do not edit -->",
 TARGET = 0.5  # exact accuracy at which arms are compared
 
 
-def results(records: list[runs.RunRecord]) -> str:
+def results() -> str:
     """The results as Markdown: every arm at matched accuracy, with t intervals over seeds, and the drop probe by probe."""
+    first, data = recorded(NOTEBOOK_02), recorded(NOTEBOOK_04)
+    sweep = recorded(tuple(arm for arm in ARMS if arm.startswith(("sft_x", "sft_rollouts_x"))))
+    return "\n".join([
+        *_table(first), "", *_by_probe(first), "", "![" + _figure(first).alt + "](course/figures/sft_vs_rft.png)", "",
+        "The same at the same place for other data under one algorithm and one learning rate (notebook 04; own rollouts begin from "
+        "a policy that RFT trained first, whose updates count):", "",
+        *_table(data), "", "![" + _figure(data).alt + "](course/figures/rollout_sft.png)", "",
+        f"And at other learning rates, as multiples of {sweep[0].config['preset']['sft_lr']:g}:", "", *_table(sweep),
+    ])  # fmt: skip
+
+
+def _table(records: list[runs.RunRecord]) -> list[str]:
     lines = [
         f"At {TARGET:.0%} exact on the new task (Student's t, 95 %, over the seeds named; points of mean accuracy on eight probes):",
         "",
@@ -224,12 +252,16 @@ def results(records: list[runs.RunRecord]) -> str:
         seconds = [value_at(*runs.curve(r, "seconds"), m["step"]) for r, m in zip(mine, at, strict=True) if m]
         spread = f"{row.lo:.1f} to {row.hi:.1f}" if len(steps) > 1 else "-"
         lines.append(
-            f"| {style_of(row.method).label} | {', '.join(map(str, row.seeds)) or '-'} | {_range(steps)} | {_range(seconds)} "
+            f"| {_label(row.method)} | {', '.join(map(str, row.seeds)) or '-'} | {_range(steps)} | {_range(seconds)} "
             f"| {f'{row.mean:.1f}' if steps else '-'} | {spread} | {', '.join(row.excluded) or '-'} |"
         )
-    return "\n".join(
-        [*lines, "", *_by_probe(records), "", "![" + _figure(records).alt + "](course/figures/sft_vs_rft.png)"]
-    )
+    return lines
+
+
+def _label(method: str) -> str:
+    """The name of an arm; one of the sweep is named by the arm it varies."""
+    family, _, times = method.partition("_x")
+    return style_of(family).label + (f", rate x {times}" if times else "")
 
 
 def _range(values: list[float]) -> str:
@@ -245,7 +277,7 @@ def _by_probe(records: list[runs.RunRecord]) -> list[str]:
         reached = [(r, m["step"]) for r in records if r.method == method and (m := runs.at_matched(r, TARGET))]
         if reached:
             shares = [sum(_accuracy_at(r, probe, step) for r, step in reached) / len(reached) for probe in probes]
-            lines.append(f"| {style_of(method).label} | " + " | ".join(f"{share:.2f}" for share in shares) + " |")
+            lines.append(f"| {_label(method)} | " + " | ".join(f"{share:.2f}" for share in shares) + " |")
     return lines
 
 
@@ -260,21 +292,20 @@ def _figure(records: list[runs.RunRecord]) -> Any:
     return learning_curves(records, TARGET)
 
 
-def recorded() -> list[runs.RunRecord]:
-    """The recorded runs of the tiny tier, in the order of the arms."""
-    return sorted(runs.load_recorded(), key=lambda r: (list(ARMS).index(r.method), r.seed))
+def recorded(methods: Sequence[str]) -> list[runs.RunRecord]:
+    """The recorded runs of the tiny tier of these arms, in their order."""
+    return sorted((r for r in runs.load_recorded() if r.method in methods), key=lambda r: (list(methods).index(r.method), r.seed))
 
 
 def write_results() -> None:
-    """Renew the README's table and figure from the recorded runs."""
-    records = recorded()
-    figure = _figure(records)
-    path = ROOT / "course" / "figures" / "sft_vs_rft.png"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150, transparent=True)
+    """Renew the README's tables and figures from the recorded runs."""
+    for name, methods in (("sft_vs_rft", NOTEBOOK_02), ("rollout_sft", NOTEBOOK_04)):
+        path = ROOT / "course" / "figures" / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _figure(recorded(methods)).savefig(path, dpi=150, transparent=True)
     readme = ROOT / "README.md"
     head, _, rest = readme.read_text().partition(BEGIN)
-    readme.write_text(head + BEGIN + "\n\n" + results(records) + "\n\n" + END + rest.partition(END)[2])
+    readme.write_text(head + BEGIN + "\n\n" + results() + "\n\n" + END + rest.partition(END)[2])
 
 
 def main(argv: list[str]) -> int:

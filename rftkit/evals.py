@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
@@ -136,6 +137,24 @@ def paired_interval(a: Sequence[float] | Floats, b: Sequence[float] | Floats, le
     if len(x) != len(y):
         raise UserError(f"{len(x)} values cannot be paired with {len(y)}: pass one of each a seed.")
     return t_interval(x - y, level)
+
+
+def correlation(x: Sequence[float] | Floats, y: Sequence[float] | Floats, level: float = 0.95) -> Interval:
+    """Pearson's r of the pairs (x[i], y[i]) with Fisher's z interval, which needs four pairs or more.
+
+    Raises UserError for fewer, or where one side does not vary. The pairs must be independent: runs of one arm that differ in
+    the seed alone are nearly one point, so average them first.
+    """
+    a, b = _finite(x), _finite(y)
+    if len(a) != len(b) or len(a) < 4:
+        raise UserError(f"{len(a)} and {len(b)} values have no correlation interval: pass four pairs or more.")
+    if a.std() == 0 or b.std() == 0:
+        raise UserError("A side that does not vary correlates with nothing: leave it out.")
+    _check_level(level)
+    r = float(np.clip(np.corrcoef(a, b)[0, 1], -1, 1))
+    z = math.atanh(min(max(r, -1 + 1e-12), 1 - 1e-12))
+    half = NormalDist().inv_cdf((1 + level) / 2) / math.sqrt(len(a) - 3)
+    return Interval(r, math.tanh(z - half), math.tanh(z + half))
 
 
 def t_quantile(p: float, df: int) -> float:

@@ -242,6 +242,11 @@ def prior_drop(record: RunRecord) -> tuple[Floats, Floats]:
     return steps, 100 * (prior[0] - prior)
 
 
+def drop_at(record: RunRecord, step: float) -> float:
+    """Percentage points of prior accuracy lost by update `step`, linear between evaluations."""
+    return value_at(*prior_drop(record), step)
+
+
 def at_matched(record: RunRecord, target: float) -> Matched | None:
     """The run where its new-task exact accuracy first reaches `target` in (0, 1]; None if it never does.
 
