@@ -89,9 +89,10 @@ def imitation(
 
     def measure(policy: Policy) -> dict[str, Any]:
         rows = data.rows(policy, Path())
-        return dynamics.measure(policy, [rows[i] for i in range(min(8, len(rows)))], prior)
+        return dynamics.measure(policy, [rows[i] for i in range(min(8, len(rows)))], prior, preset.dynamics_where)
 
-    if after and not data.ordered:  # what the data is to the base, as the runs from the base say it of theirs
+    # what the data is to the base, as the runs from the base say it of theirs; with LoRA the base has no trained weight
+    if after and not data.ordered and not preset.lora_rank:
         after.record.metrics.insert(0, {"step": 0, **measure(load_policy(preset))})
     steps = settings.pop("steps", preset.sft_steps)
     return train_sft(
@@ -167,7 +168,7 @@ def self_fresh(preset: Preset, seed: int, home: Path | None = None) -> tuple[run
     return imitation(preset, seed, "self_fresh", data, home, after=before)
 
 
-RATES = {0.1: 3.0, 0.3: 1.5, 3.0: 1.0}  # of the sweep, as multiples of preset.sft_lr, with how much longer the gentle ones train
+RATES = {0.1: 3.0, 3.0: 1.0}  # of the sweep, as multiples of preset.sft_lr, with how much longer the gentle one trains
 
 
 def sft_rate(times: float) -> Arm:
@@ -199,7 +200,7 @@ ARMS: dict[str, Arm] = {
     "sft": sft, "sft_rft_lr": sft_rft_lr, "lora_sft": lora_sft, "rft": rft, "rft_kl": rft_kl,
     "sft_foreign": sft_foreign, "sft_far": sft_far, "sft_rollouts": sft_rollouts, "sft_early": sft_early,
     "self_once": self_once, "self_fresh": self_fresh, "sft_dft": sft_dft,
-    **{f"sft_x{times:g}": sft_rate(times) for times in (0.3, 3.0)},  # at a tenth it is sft_rft_lr
+    **{f"sft_x{times:g}": sft_rate(times) for times in (3.0,)},  # at a tenth it is sft_rft_lr
     **{f"sft_rollouts_x{times:g}": rollouts_rate(times) for times in RATES},
 }  # fmt: skip
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,7 @@ class Preset:
     train_n: int = 20_000  # puzzles in the training split
     eval_n: int = 100  # held-out examples for the new task and for each probe
     eval_batch: int = 100
+    dynamics_where: str = ""  # regex of the trained weights whose gradients are measured; "" takes all
     vllm: bool = False  # rollouts by vLLM instead of model.generate
 
 
@@ -98,6 +100,8 @@ PRESETS = {
         kl_beta=0.04,
         eval_n=1000,
         eval_batch=16,
+        # a gradient of all weights would take 12 GB an example; these take 40 MB
+        dynamics_where=r"layers\.(5|17|29)\.self_attn\.[kv]_proj\.weight",
         vllm=True,
     ),
 }
@@ -155,5 +159,9 @@ def _check(p: Preset) -> None:
     for key, allowed in choices.items():
         if getattr(p, key) not in allowed:
             raise UserError(f"{key} = {getattr(p, key)!r} is not known: choose one of {', '.join(allowed)}.")
+    try:
+        re.compile(p.dynamics_where)
+    except re.error as error:
+        raise UserError(f"dynamics_where = {p.dynamics_where!r} is no regular expression ({error}): mend it.") from error
     if p.rows * p.cols < 2:
         raise UserError(f"A {p.rows}x{p.cols} grid has nothing to shuffle: use at least two tiles.")

@@ -360,14 +360,21 @@ def kernel_bound(policy: Policy, train: Sequence[Row], prior: Sequence[Row], gai
     before = _answer_logps(policy, prior)
     moved, residuals = [], []
     for row in train:
-        squared = float(inner(own := gradients(policy, [row]), own))
-        eta = gain / max(squared, 1e-12)
+        eta = gain / max(_squared_norm(policy, row), 1e-12)
         with torch.no_grad(), evaluating(policy.model):
             residuals.append(residual(*answer_logits(policy, [row]))[0].cpu())
         with _stepped(policy, row, eta):
             after = _answer_logps(policy, prior)
         moved.append(torch.stack([((a - b) / eta).square().sum() for (a, _), (b, _) in zip(after, before, strict=True)]))
     return KernelBound(torch.stack(moved), torch.stack([s for _, s in before]), torch.stack(residuals))
+
+
+def _squared_norm(policy: Policy, row: Row) -> float:
+    """|g|^2 of one row by all trained weights."""
+    weights = [p for p in policy.model.parameters() if p.requires_grad]
+    with evaluating(policy.model), torch.enable_grad():
+        found = torch.autograd.grad(_scores(policy, [row]).sum(), weights, allow_unused=True)
+    return float(sum(g.double().square().sum() for g in found if g is not None))
 
 
 def _answer_logps(policy: Policy, rows: Sequence[Row]) -> list[tuple[Tensor, Tensor]]:
@@ -400,14 +407,16 @@ def cosine_of_means(products: Tensor, a: Sequence[int], b: Sequence[int]) -> flo
 # --- one row of a run's record ---------------------------------------------------------------------------------------------
 
 
-def measure(policy: Policy, train: Sequence[Row], prior: Sequence[Row]) -> dict[str, Any]:
+def measure(policy: Policy, train: Sequence[Row], prior: Sequence[Row], where: str = "") -> dict[str, Any]:
     """Magnitude and direction between rows that a run trains on and rows of the prior probes, as a row of its record.
+
+    Norms and cosines are of the gradients by the weights whose name `where` is found in; the kernel's step moves all trained ones.
 
     Keys: "perplexity" (of the training answers, geometric mean), "train_norm" and "prior_norm" (root mean square of the norms of g),
     "mean_norm" (norm of the mean of g), "residual", "spread", and by probe: "moved", "bound" (geometric means over pairs) and "cosine".
     """
     kernel = kernel_bound(policy, train, prior)
-    products = inner(both := gradients(policy, [*train, *prior]), both)
+    products = inner(both := gradients(policy, [*train, *prior], where), both)
     n = len(train)
     first = range(n)
     groups = {name: [n + i for i, row in enumerate(prior) if row.task == name] for name in dict.fromkeys(r.task for r in prior)}

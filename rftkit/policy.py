@@ -150,10 +150,11 @@ def restore(policy: Policy, weights: dict[str, torch.Tensor]) -> None:
     policy.model.load_state_dict(weights)
 
 
-def load_trained(policy: Policy, folder: Path) -> None:
-    """Put the weights that a finished run saved in `folder` into the policy: a whole model's, or a LoRA adapter's."""
+def load_trained(policy: Policy, folder: Path, trainable: bool = False) -> None:
+    """Put the weights that a finished run saved in `folder` into the policy: a whole model's, or a LoRA adapter's (`trainable`
+    if it is to be trained on)."""
     if (folder / "adapter_config.json").exists():
-        policy.model = PeftModel.from_pretrained(policy.model, str(folder))
+        policy.model = PeftModel.from_pretrained(policy.model, str(folder), is_trainable=trainable)
         return
     if not (folder / "config.json").exists():
         raise UserError(f"The finished run's weights are gone from {folder}: delete its folder and run it again.")

@@ -296,7 +296,7 @@ def run(
         return record
     record.status = "running"
     if after:
-        policy.load_trained(model, after.weights)
+        policy.load_trained(model, after.weights, trainable=True)
     offset = after.record.evals()[-1]["step"] if after else 0
     recorder = Recorder(record, folder, model, eval_steps, measure, offset)
     trainer = build(folder, recorder)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from peft import LoraConfig
+from peft import LoraConfig, PeftModel
 from trl import SFTConfig, SFTTrainer
 
 from rftkit import hub, recording, runs
@@ -106,9 +106,10 @@ def train_sft(
             **recording.trainer_arguments(preset, lr, steps, seed, save_every),
         )  # fmt: skip
         recorder.examples_per_step = preset.sft_batch
+        adapter = lora_config(rank) if rank and not isinstance(policy.model, PeftModel) else None  # `after` brings its own
         return SFTTrainer(
             policy.model, args=args, train_dataset=recording.lazy_dataset(lambda i: sft_row(rows[i]), len(rows)),
-            processing_class=policy.processor, peft_config=lora_config(rank) if rank else None, callbacks=[recorder],
+            processing_class=policy.processor, peft_config=adapter, callbacks=[recorder],
         )  # fmt: skip
 
     return recording.run(policy, name, seed, config, build, eval_steps or {steps}, home, after=after, measure=measure), policy

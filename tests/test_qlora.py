@@ -6,10 +6,11 @@ import bitsandbytes as bnb
 import pytest
 import torch
 
-from rftkit import rft
+from rftkit import bench, dynamics, recording, rft
 from rftkit.policy import load_policy
 from rftkit.rft import train_rft
 from rftkit.sft import train_sft
+from rftkit.tasks import JIGSAW
 
 
 @pytest.fixture
@@ -43,3 +44,19 @@ def test_an_adapter_trains_and_is_read_back(train, preset, tmp_path, monkeypatch
     weights = dict(trained.model.named_parameters())
     assert all(torch.allclose(p.float(), weights[n].float()) for n, p in again.model.named_parameters() if "lora_" in n)
     assert record.status == "done"
+
+
+def test_an_adapter_goes_on_from_another_and_has_gradients(preset, tmp_path):
+    rows = JIGSAW.rows(0, 3, "train")
+    first, trained = train_sft(preset, 0, steps=2, lr=0.01, home=tmp_path)
+    after = recording.Before(first, recording.run_folder(first, tmp_path) / "final")
+    _, policy = train_sft(preset, 0, name="more", steps=1, lr=1e-12, home=tmp_path, after=after)
+    before = {n: p.float() for n, p in trained.model.named_parameters() if "lora_" in n}
+    now = {n: p.float() for n, p in policy.model.named_parameters() if p.requires_grad}
+    assert set(now) == set(before) and all(torch.allclose(now[n], before[n], atol=1e-6) for n in now)
+    batched = dynamics.gradients(policy, rows)
+    assert all("lora_" in name for name in batched)
+    policy.model.eval()
+    for i, single in enumerate(bench.gradients_in_a_loop(policy, rows)):
+        for name, gradient in single.items():
+            torch.testing.assert_close(batched[name][i], gradient, rtol=1e-3, atol=1e-4 * float(gradient.abs().max() + 1e-3))

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from rftkit import rft
+from rftkit import bench, dynamics, rft
 from rftkit.policy import encode, load_policy
 from rftkit.rft import train_rft
 from rftkit.sft import train_sft
@@ -41,3 +41,17 @@ def test_logits_agree_with_the_cpu(small_preset, preset):
         with torch.no_grad():
             logits.append(policy.model(**encode(policy, rows)).logits.cpu())
     torch.testing.assert_close(logits[0], logits[1], atol=1e-3, rtol=1e-3)
+
+
+def test_per_example_gradients_on_the_gpu(preset):
+    preset = dataclasses.replace(preset, dtype="float32")
+    policy, rows = load_policy(preset), JIGSAW.rows(0, 3, "train")
+    batched = dynamics.gradients(policy, rows)
+    policy.model.eval()
+    for i, single in enumerate(bench.gradients_in_a_loop(policy, rows)):
+        for name, gradient in single.items():
+            torch.testing.assert_close(batched[name][i], gradient, rtol=1e-2, atol=1e-3 * float(gradient.abs().max() + 1e-3))
+    sketch = dynamics.CountSketch(4096)
+    small, exact = sketch.total(dynamics.gradients(policy, rows, keep=sketch)), dynamics.inner(batched, batched)
+    lengths = exact.diagonal().sqrt()
+    assert ((dynamics.inner(small, small) - exact).abs() < 5 * (2 / 4096) ** 0.5 * lengths[:, None] * lengths).all()
