@@ -243,13 +243,16 @@ def split_of(name: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Benchmark(tasks.Task):
-    """A published set in an order drawn from the seed. It is for testing only, and `rows` ends where the set does."""
+    """A published set in an order drawn from the seed. It is for testing only, and `rows` ends where the set does.
+
+    "validation", whose gradients are measured, is the same questions: nothing is trained or chosen on them.
+    """
 
     size: Callable[[], int]
     question: Callable[[int, np.random.Generator], Row]
 
     def row(self, seed: int, index: int, split: str = "test") -> Row:
-        if split != "test":
+        if split not in ("test", "validation"):
             raise UserError(f"{self.name} is a published benchmark and has no split {split!r} here: use 'test'.")
         if not 0 <= index < self.size():
             raise UserError(f"{self.name} has {self.size()} questions, so none with index {index}: ask for fewer.")

@@ -14,7 +14,7 @@ def test_every_arm_is_recorded_with_three_seeds_and_the_settings_of_today():
     records = arms.recorded(tuple(arms.ARMS))
     for arm in arms.ARMS:
         mine = [r for r in records if r.method == arm]
-        assert [r.seed for r in mine] == [0, 1, 2], arm
+        assert {r.seed for r in mine} >= {0, 1, 2} and len({r.seed for r in mine}) == len(mine), arm
         assert all(r.status == "done" and r.source == "recorded" for r in mine)
         assert all(r.versions["trl"] and r.evals()[0]["step"] == 0 for r in mine)
         assert {r.config["base"] for r in mine} == {recording.weights_id(get_preset("tiny"), None)}, (
