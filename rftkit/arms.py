@@ -232,8 +232,8 @@ def results() -> str:
     sweep = recorded(tuple(arm for arm in ARMS if arm.startswith(("sft_x", "sft_rollouts_x"))))
     return "\n".join([
         *_table(first), "", *_by_probe(first), "", "![" + _figure(first).alt + "](course/figures/sft_vs_rft.png)", "",
-        "The same at the same place for other data under one algorithm and one learning rate (notebook 04; own rollouts begin from "
-        "a policy that RFT trained first, whose updates count):", "",
+        "Other data under one algorithm and one learning rate, RFT's own aside (notebook 04; own rollouts begin from a policy that "
+        "RFT trained first, whose updates count):", "",
         *_table(data), "", "![" + _figure(data).alt + "](course/figures/rollout_sft.png)", "",
         f"And at other learning rates, as multiples of {sweep[0].config['preset']['sft_lr']:g}:", "", *_table(sweep),
     ])  # fmt: skip
@@ -243,7 +243,7 @@ def _table(records: list[runs.RunRecord]) -> list[str]:
     lines = [
         f"At {TARGET:.0%} exact on the new task (Student's t, 95 %, over the seeds named; points of mean accuracy on eight probes):",
         "",
-        "| arm | seeds | update | seconds of training, two runs at a time on two cores | prior drop | interval | did not get there |",
+        "| arm | seeds | update | seconds of training, one thread of a busy two-core machine | prior drop | interval | did not get there |",
         "|---|---|---|---|---|---|---|",
     ]
     for row in runs.matched_table(records, TARGET):

@@ -299,11 +299,12 @@ def run(
         policy.load_trained(model, after.weights, trainable=True)
     offset = after.record.evals()[-1]["step"] if after else 0
     recorder = Recorder(record, folder, model, eval_steps, measure, offset)
+    # TRL makes adapters of a quantised model bfloat16, too coarse for small rates, and for one that is there already
+    adapter = {n: p.detach().clone() for n, p in model.model.named_parameters() if "lora_" in n}
     trainer = build(folder, recorder)
-    # TRL makes adapters of a quantised model bfloat16, too coarse for small rates
-    for parameter in trainer.model.parameters():
+    for key, parameter in trainer.model.named_parameters():
         if parameter.requires_grad:
-            parameter.data = parameter.data.float()
+            parameter.data = adapter.get(key, parameter.data).float()
     model.model = trainer.model  # with peft's wrapper, if the arm has one
     trainer.pop_callback(PrinterCallback)
     checkpoint = last_checkpoint(folder)
