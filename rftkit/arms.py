@@ -10,10 +10,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
+
 from rftkit import dynamics, hub, rollouts, runs
 from rftkit.config import Preset, UserError, get_preset
 from rftkit.evals import value_at
-from rftkit.plots import learning_curves, style_of
+from rftkit.plots import alt_text, learning_curves, matched_drop, style_of
 from rftkit.policy import Policy, load_policy
 from rftkit.recording import Before, run_folder
 from rftkit.rft import train_rft
@@ -231,10 +233,10 @@ def results() -> str:
     first, data = recorded(NOTEBOOK_02), recorded(NOTEBOOK_04)
     sweep = recorded(tuple(arm for arm in ARMS if arm.startswith(("sft_x", "sft_rollouts_x"))))
     return "\n".join([
-        *_table(first), "", *_by_probe(first), "", "![" + _figure(first).alt + "](course/figures/sft_vs_rft.png)", "",
+        *_table(first), "", *_by_probe(first), "", "![" + alt_text(_figure(first)) + "](course/figures/sft_vs_rft.png)", "",
         "Other data under one algorithm and one learning rate, RFT's own aside (notebook 04; own rollouts begin from a policy that "
         "RFT trained first, whose updates count):", "",
-        *_table(data), "", "![" + _figure(data).alt + "](course/figures/rollout_sft.png)", "",
+        *_table(data), "", "![" + alt_text(matched_drop(runs.matched_table(data, TARGET))) + "](course/figures/rollout_sft.png)", "",
         f"And at other learning rates, as multiples of {sweep[0].config['preset']['sft_lr']:g}:", "", *_table(sweep),
     ])  # fmt: skip
 
@@ -289,7 +291,7 @@ def _accuracy_at(record: runs.RunRecord, probe: str, step: float) -> float:
     )
 
 
-def _figure(records: list[runs.RunRecord]) -> Any:
+def _figure(records: list[runs.RunRecord]) -> Figure:
     return learning_curves(records, TARGET)
 
 
@@ -300,10 +302,10 @@ def recorded(methods: Sequence[str]) -> list[runs.RunRecord]:
 
 def write_results() -> None:
     """Renew the README's tables and figures from the recorded runs."""
-    for name, methods in (("sft_vs_rft", NOTEBOOK_02), ("rollout_sft", NOTEBOOK_04)):
-        path = ROOT / "course" / "figures" / f"{name}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _figure(recorded(methods)).savefig(path, dpi=150, transparent=True)
+    folder = ROOT / "course" / "figures"
+    folder.mkdir(parents=True, exist_ok=True)
+    _figure(recorded(NOTEBOOK_02)).savefig(folder / "sft_vs_rft.png", dpi=150, transparent=True)
+    matched_drop(runs.matched_table(recorded(NOTEBOOK_04), TARGET)).savefig(folder / "rollout_sft.png", dpi=150, transparent=True)
     readme = ROOT / "README.md"
     head, _, rest = readme.read_text().partition(BEGIN)
     readme.write_text(head + BEGIN + "\n\n" + results() + "\n\n" + END + rest.partition(END)[2])
