@@ -140,7 +140,11 @@ def compare_gradients(preset: Preset, n: int = 64, times: int = 5) -> tuple[list
 
 
 def gradients_in_a_loop(policy: Policy, rows: list[Row]) -> list[dict[str, torch.Tensor]]:
-    """The gradient of log pi(y|x) of each row by every trained parameter: what one would write first."""
+    """The gradient of log pi(y|x) of each row by every trained parameter: what one would write first.
+
+    The arithmetic is the same as in a batch; what a batch saves is the small matrices' poor use of the machine, so the ratio
+    is bounded by it: on two cores the batch runs the matrix products at their peak and is still no four times as fast.
+    """
     parameters = {name: p for name, p in policy.model.named_parameters() if p.requires_grad}
     made = []
     for row in rows:

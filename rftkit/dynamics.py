@@ -50,7 +50,7 @@ def answer_logits(policy: Policy, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
         batch.pop("mm_token_type_ids", None)
     start = int((labels != -100).any(0).nonzero()[0]) - 1  # the position before the first target predicts it
     keep = torch.arange(start, labels.shape[1] - 1, device=labels.device)
-    return policy.model(**batch, logits_to_keep=keep).logits, labels[:, start + 1 :]
+    return policy.model(**batch, logits_to_keep=keep, use_cache=False).logits, labels[:, start + 1 :]
 
 
 def _example(row: Row) -> dict[str, Any]:
