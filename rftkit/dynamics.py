@@ -355,7 +355,8 @@ def kernel_bound(policy: Policy, train: Sequence[Row], prior: Sequence[Row], gai
     """LBK of every pair, from one real SGD step on each training row (section 5 of 2506.23508, its normalisation is not known).
 
     eta is chosen row by row so that, to first order, the step raises the row's own log-probability by `gain` nats: small enough
-    for the first order, large enough for float32.
+    for the first order, large enough for float32. A row that is fitted to within `gain` has not so much to gain: its step leaves
+    the first order and its ratio is no bound any more.
     """
     before = _answer_logps(policy, prior)
     moved, residuals = [], []
