@@ -124,7 +124,7 @@ def keep(rollouts: Sequence[Rollout], rule: Rule, source: str, per_prompt: int |
     for r in rollouts:
         groups.setdefault(r.index, []).append(r)
     passed = {index: rule(group) for index, group in groups.items()}
-    distinct = {index: list({" ".join(r.text.split()): r for r in reversed(some)}.values())[::-1] for index, some in passed.items()}
+    distinct = {index: _distinct(some) for index, some in passed.items()}
     kept = tuple(itertools.chain.from_iterable(some[:per_prompt] for some in distinct.values()))
     card = {
         "source": source,
@@ -141,6 +141,14 @@ def keep(rollouts: Sequence[Rollout], rule: Rule, source: str, per_prompt: int |
         "mean_words_kept": float(np.mean([len(r.text.split()) for r in kept])) if kept else None,
     }
     return Kept(kept, card)
+
+
+def _distinct(some: list[Rollout]) -> list[Rollout]:
+    """The first of each text, in their order."""
+    first: dict[str, Rollout] = {}
+    for r in some:
+        first.setdefault(" ".join(r.text.split()), r)
+    return list(first.values())
 
 
 def card_text(card: dict[str, Any]) -> str:

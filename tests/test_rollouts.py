@@ -104,6 +104,9 @@ def test_what_is_kept_is_distinct_correct_and_in_order(drawn):
     made = [solved(i, t, n) if good else rollout(i, t, number=n) for n, (i, t, good) in enumerate(drawn)]
     kept = rollouts.keep(made, rollouts.correct_only, "a test").rollouts
     assert len({(r.index, r.text) for r in kept}) == len(kept) and all(r.correct for r in kept)
+    for r in kept:  # of equal replies the first, and they stay in order
+        assert r.sample == min(m.sample for m in made if m.correct and (m.index, m.text) == (r.index, r.text))
+    assert all(a.sample < b.sample for a, b in zip(kept, kept[1:], strict=False) if a.index == b.index)
     assert {(r.index, r.text) for r in kept} == {(r.index, r.text) for r in made if r.correct}
 
 
