@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -73,13 +74,15 @@ def rft_early(preset: Preset, seed: int, home: Path | None = None) -> tuple[runs
 
 def rft_first(preset: Preset, seed: int, home: Path | None = None) -> tuple[runs.RunRecord, Policy]:
     """RFT until it first solves 5 % of the puzzles: the policy that samples from itself begins here, since the base solves none."""
-    evals = set(range(2 * preset.rft_steps // 5, preset.rft_steps, 10)) | {preset.rft_steps}
+    evals = set(range(max(1, 2 * preset.rft_steps // 5), preset.rft_steps, 10)) | {preset.rft_steps}
     return train_rft(preset, seed, name="rft_first", until=0.05, eval_steps=evals, home=home)
 
 
 # --- the arms of notebook 04: one algorithm, many data -----------------------------------------------------------------------
 
 PROMPTS = 2048  # puzzles asked for rollouts
+# settings that RFT's rollouts do not depend on: with others of these the recorded ones still serve
+NOT_RFTS = ("sft_lr", "sft_batch", "sft_steps", "micro_batch", "lora_lr", "kl_beta", "eval_n", "eval_batch", "dynamics_where")
 EPOCH = 320  # rows of an epoch of the arm that samples from itself anew, out of twice as many puzzles
 
 
@@ -95,7 +98,8 @@ def imitation(
 
     # what the data is to the base, as the runs from the base say it of theirs; with LoRA the base has no trained weight
     if after and not data.ordered and not preset.lora_rank:
-        after.record.metrics.insert(0, {"step": 0, **measure(load_policy(preset))})
+        first = {"step": 0, **measure(load_policy(preset))}
+        after = Before(dataclasses.replace(after.record, metrics=[first, *after.record.metrics]), after.weights)
     steps = settings.pop("steps", preset.sft_steps)
     return train_sft(
         preset, seed, name=name, data=data, steps=steps, eval_steps=_fast(steps), home=home, after=after,
@@ -107,8 +111,8 @@ def rft_rollouts(preset: Preset, seed: int, home: Path | None = None) -> rollout
     """Correct rollouts of the RFT-trained policy, one a puzzle: those that ship with the course, else sampled after training one."""
     path = ROLLOUTS_DIR / f"{preset.name}-rft-s{seed}.jsonl"
     task = hub.new_task(preset)
-    alike = ("model", "revision", "prompt_style", "rows", "cols", "images", "max_pixels")  # what the replies depend on
-    if path.exists() and all(getattr(preset, key) == getattr(get_preset(preset.name), key) for key in alike):
+    usual = get_preset(preset.name, **{key: getattr(preset, key) for key in NOT_RFTS})
+    if path.exists() and preset == usual:
         return rollouts.load(path, task, seed)
     _, policy = rft(preset, seed, home)
     return _kept(policy, seed, "the RFT-trained policy, correct only")
@@ -162,7 +166,7 @@ def self_fresh(preset: Preset, seed: int, home: Path | None = None) -> tuple[run
     """From the same policy: its own correct replies, sampled anew every epoch from what it has become."""
     before, _ = _first(preset, seed, home)
     task = hub.new_task(preset)
-    epochs = -(-preset.sft_steps * preset.sft_batch // EPOCH) + 1  # one to spare: the trainer fetches ahead
+    epochs = -(-preset.sft_steps * preset.sft_batch // EPOCH)
 
     def rows(policy: Policy, folder: Path) -> rollouts.FreshRollouts:
         return rollouts.FreshRollouts(policy, folder, task, seed, rollouts.correct_only, EPOCH, 2 * EPOCH, epochs)
@@ -238,11 +242,13 @@ def results() -> str:
         "Other data under one algorithm and one learning rate, RFT's own aside (notebook 04; own rollouts begin from a policy that "
         "RFT trained first, whose updates count):", "",
         *_table(data), "", "![" + alt_text(matched_drop(runs.matched_table(data, TARGET))) + "](course/figures/rollout_sft.png)", "",
-        f"And at other learning rates, as multiples of {sweep[0].config['preset']['sft_lr']:g}:", "", *_table(sweep),
+        "And at other learning rates, as multiples of SFT's own:", "", *_table(sweep),
     ])  # fmt: skip
 
 
 def _table(records: list[runs.RunRecord]) -> list[str]:
+    if not records:
+        return ["No run of these arms is recorded."]
     lines = [
         f"At {TARGET:.0%} exact on the new task (Student's t, 95 %, over the seeds named; points of mean accuracy on eight probes):",
         "",
@@ -323,6 +329,9 @@ def main(argv: list[str]) -> int:
         raise UserError(f"There is no arm {unknown[0]!r}: choose from {', '.join(ARMS)}.")
     for seed in args.seeds:
         for arm in args.arms:
+            path = ROLLOUTS_DIR / f"{args.preset}-rft-s{seed}.jsonl"
+            if arm.startswith(("sft_rollouts", "sft_dft")) and not path.exists():
+                rollouts.save(rft_rollouts(get_preset(args.preset), seed), path)
             record, _ = ARMS[arm](get_preset(args.preset), seed, None)
             runs.save_record(record, runs.RECORDED_DIR / f"{args.preset}-{arm}-s{seed}.json")
     if args.preset == "tiny":

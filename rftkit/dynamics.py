@@ -134,7 +134,8 @@ def per_example_gradients(
     hooks = [m.register_forward_hook(watch) for m in own]
     try:
         with evaluating(model), torch.enable_grad():
-            total = score().sum()
+            scores = score()
+            total = scores.sum()
     finally:
         for hook in hooks:
             hook.remove()
@@ -143,6 +144,8 @@ def per_example_gradients(
     blocks: Gradients = {} if out is None else dict(out)
     written: set[str] = set()  # a tied weight is used twice: its second block is added
     for (module, x, _), d in zip(seen, at_outputs, strict=True):
+        if len(d) != len(scores):  # as in the vision tower, whose input is all images' patches in a row
+            raise UserError(f"A {type(module).__name__} does not see one row an example: narrow `where` to the language model.")
         for parameter, make in _layer_gradients(module, x, d):
             if name := names.get(id(parameter)):
                 first = name not in written
@@ -152,6 +155,8 @@ def per_example_gradients(
                     blocks[name] = block if first else blocks[name] + block
                 else:
                     blocks[name] = make(blocks.get(name), first)
+    for name in blocks.keys() - written:  # a layer that these rows do not use
+        blocks[name].zero_()
     return blocks
 
 
@@ -221,7 +226,7 @@ def gradients(
 def _empty(n: int, parameter: Tensor) -> Tensor:
     """Room for n gradients of the parameter. On the CPU numpy asks for it, since it asks for huge pages: without them the first
     touch of so much memory costs as much as the gradients."""
-    if parameter.device.type != "cpu":
+    if parameter.device.type != "cpu" or parameter.dtype not in (torch.float32, torch.float64):
         return parameter.new_empty(n, *parameter.shape)
     return torch.from_numpy(np.empty((n, *parameter.shape), dtype=torch.empty(0, dtype=parameter.dtype).numpy().dtype))
 
@@ -231,10 +236,10 @@ def _scores(policy: Policy, rows: Sequence[Row]) -> Tensor:
 
 
 def inner(a: Gradients, b: Gradients) -> Tensor:
-    """All inner products <a_i, b_j>, shape (n_a, n_b), over the parameters that both hold; float64 sums."""
+    """All inner products <a_i, b_j>, shape (n_a, n_b), in float32 for each parameter and summed over parameters in float64."""
     if set(a) != set(b):
         raise UserError("These gradients are by different parameters: make both with the same `where` and `keep`.")
-    return sum((a[k].flatten(1) @ b[k].flatten(1).mT).double() for k in a)
+    return sum((a[k].flatten(1).float() @ b[k].flatten(1).float().mT).double() for k in a)
 
 
 @dataclass(frozen=True)
@@ -294,6 +299,7 @@ def _stepped(policy: Policy, row: Row, lr: float, optimizer: str = "sgd", mean_l
     kept = [w.detach().clone() for w in weights]
     chosen = torch.optim.SGD(weights, lr) if optimizer == "sgd" else torch.optim.AdamW(weights, lr, weight_decay=0.0)
     try:
+        chosen.zero_grad()  # of whatever the reader did before
         with evaluating(policy.model), torch.enable_grad():
             logits, targets = answer_logits(policy, [row])
             length = int((targets != -100).sum()) if mean_loss else 1
@@ -356,12 +362,13 @@ def kernel_bound(policy: Policy, train: Sequence[Row], prior: Sequence[Row], gai
 
     eta is chosen row by row so that, to first order, the step raises the row's own log-probability by `gain` nats: small enough
     for the first order, large enough for float32. A row that is fitted to within `gain` has not so much to gain: its step leaves
-    the first order and its ratio is no bound any more.
+    the first order and its ratio is no bound any more. No step is longer than 1, lest a row with hardly any gradient wreck the model.
     """
     before = _answer_logps(policy, prior)
     moved, residuals = [], []
     for row in train:
-        eta = gain / max(_squared_norm(policy, row), 1e-12)
+        length = max(_squared_norm(policy, row), 1e-12) ** 0.5
+        eta = min(gain / length**2, 1 / length)
         with torch.no_grad(), evaluating(policy.model):
             residuals.append(residual(*answer_logits(policy, [row]))[0].cpu())
         with _stepped(policy, row, eta):

@@ -35,6 +35,11 @@ class Before:
     record: runs.RunRecord
     weights: Path
 
+    def settings(self) -> dict[str, Any]:
+        """What tells this run from others, for the settings of the run that goes on from it."""
+        tag = hashlib.sha256(json.dumps(self.record.config, sort_keys=True).encode()).hexdigest()[:8]
+        return {"method": self.record.method, "steps": self.record.evals()[-1]["step"], "settings": tag}
+
 
 def held_out(preset: Preset, split: str = "test") -> dict[str, list[Row]]:
     """The new task's and the probes' evaluation rows."""
@@ -82,11 +87,12 @@ class Recorder(TrainerCallback):
         model: policy.Policy,
         eval_steps: set[int],
         measure: Measure | None = None,
-        offset: int = 0,
+        before: runs.RunRecord | None = None,
     ):
         self.record, self.folder, self.model, self.eval_steps = record, folder, model, eval_steps
-        self.measure, self.offset = measure, offset  # updates that the run it goes on from had taken
-        self.examples_before = record.evals()[-1]["examples"] if offset else 0
+        self.measure = measure
+        last = before.evals()[-1] if before else {"step": 0, "examples": 0}  # of the run that this one goes on from
+        self.offset, self.examples_before = last["step"], last["examples"]
         self.until: float | None = None  # stop at the first evaluation with this exact accuracy
         self.held = held_out(model.preset)
         self.examples_per_step = 0
@@ -275,7 +281,7 @@ def run(
         "base": weights_id(model.preset, model.model),
         "eval_steps": sorted(eval_steps),
         "preset": {**asdict(model.preset)},
-        **({"after": {"method": after.record.method, "steps": after.record.evals()[-1]["step"]}} if after else {}),
+        **({"after": after.settings()} if after else {}),
     }
     folder = _folder(name, seed, settings, home)
     path = folder / "record.json"
@@ -297,8 +303,7 @@ def run(
     record.status = "running"
     if after:
         policy.load_trained(model, after.weights, trainable=True)
-    offset = after.record.evals()[-1]["step"] if after else 0
-    recorder = Recorder(record, folder, model, eval_steps, measure, offset)
+    recorder = Recorder(record, folder, model, eval_steps, measure, after.record if after else None)
     # TRL makes adapters of a quantised model bfloat16, too coarse for small rates, and for one that is there already
     adapter = {n: p.detach().clone() for n, p in model.model.named_parameters() if "lora_" in n}
     trainer = build(folder, recorder)

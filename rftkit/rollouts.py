@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from rftkit import jigsaw, policy
 from rftkit.config import Preset, UserError
+from rftkit.recording import last_checkpoint
 from rftkit.scenes import GRID, GROUNDS, LIGHTS
 from rftkit.sft import Data, Lazy
 from rftkit.tasks import ROWS, Row, Task
@@ -190,8 +191,8 @@ def load(path: Path, task: Task, seed: int) -> Kept:
 
 
 def imitate(kept: Kept, task: Task, seed: int, name: str) -> Data:
-    """The kept replies as answers to learn. Raises UserError when there are none."""
-    return answered({r.index: r.text for r in kept.rollouts}, task, seed, name)
+    """The kept replies as answers to learn. Raises UserError when there are none, or two of one puzzle."""
+    return answered(_one_each(kept, lambda r: r.text), task, seed, name)
 
 
 def right_answers(kept: Kept, task: Task, seed: int, name: str) -> Data:
@@ -200,7 +201,14 @@ def right_answers(kept: Kept, task: Task, seed: int, name: str) -> Data:
     def mended(rollout: Rollout) -> str:
         return jigsaw.answer_text(task.row(seed, rollout.index, "train").data["answer"], thinking(rollout.text))
 
-    return answered({r.index: mended(r) for r in kept.rollouts}, task, seed, name)
+    return answered(_one_each(kept, mended), task, seed, name)
+
+
+def _one_each(kept: Kept, text_of: Callable[[Rollout], str]) -> dict[int, str]:
+    texts = {r.index: text_of(r) for r in kept.rollouts}
+    if len(texts) < len(kept.rollouts):
+        raise UserError("Some puzzle has several replies: keep one of each, keep(..., per_prompt=1).")
+    return texts
 
 
 def answered(texts: dict[int, str], task: Task, seed: int, name: str) -> Data:
@@ -267,6 +275,9 @@ class FreshRollouts:
         self.model, self.folder, self.task, self.seed = model, folder, task, seed
         self.rule, self.size, self.prompts, self.epochs, self.k = rule, size, prompts, epochs, k
         self.current: tuple[int, tuple[Rollout, ...]] = (-1, ())
+        if last_checkpoint(folder) is None:  # a run that begins again: what a killed one drew is of another policy
+            for old in folder.glob("rollouts-*.jsonl"):
+                old.unlink()
 
     def __len__(self) -> int:
         return self.size * self.epochs
@@ -281,8 +292,8 @@ class FreshRollouts:
 
     def _epoch(self, epoch: int) -> tuple[Rollout, ...]:
         path = self.folder / f"rollouts-{epoch}.jsonl"
-        if path.exists():
-            return load(path, self.task, self.seed).rollouts
+        if path.exists() and (earlier := load(path, self.task, self.seed).rollouts):
+            return earlier
         drawn = sample(self.model, self.task, self.seed, range(self.prompts), self.k, step=epoch)
         kept = keep(drawn, self.rule, f"the policy in training, epoch {epoch}", per_prompt=1)
         if not kept.rollouts:

@@ -8,7 +8,7 @@ from peft import get_peft_model
 
 from rftkit import bench, dynamics
 from rftkit.config import UserError
-from rftkit.policy import load_policy
+from rftkit.policy import freeze_vision, load_policy
 from rftkit.sft import lora_config
 from rftkit.tasks import JIGSAW, PROBES
 
@@ -69,6 +69,10 @@ def test_what_cannot_be_done_is_said(policy):
     layer = torch.nn.Bilinear(2, 2, 2)
     with pytest.raises(UserError, match="Bilinear are not written"):
         dynamics.per_example_gradients(layer, lambda: torch.zeros(1))
+    freeze_vision(policy.model, False)
+    with pytest.raises(UserError, match="one row an example|are not written"):
+        dynamics.gradients(policy, ROWS[:3])
+    freeze_vision(policy.model, True)
     with pytest.raises(UserError, match="no optimizer 'adam'"):
         dynamics.one_step(policy, ROWS[:1], ROWS[:1], 0.1, optimizer="adam")
     with pytest.raises(UserError, match="different parameters"):
@@ -186,6 +190,15 @@ def test_the_symmetry_theorem_holds_for_sgd_and_fails_for_adam_and_one_sided_mea
 
 
 # --- magnitude and direction --------------------------------------------------------------------------------------------------
+
+
+def test_a_row_without_a_gradient_does_no_harm(policy):
+    """A row that the policy says with certainty: its step would be endless."""
+    with torch.no_grad():
+        policy.model.lm_head.weight.mul_(0)
+        policy.model.model.language_model.norm.weight.mul_(0)
+    kernel = dynamics.kernel_bound(policy, ROWS[:1], ROWS[3:])
+    assert torch.isfinite(kernel.moved).all()
 
 
 def test_the_bound_does_not_depend_on_how_small_the_step_is(policy):

@@ -140,11 +140,13 @@ def test_a_damaged_file_is_one_sentence(tmp_path, text):
         rollouts.load(tmp_path / "none.jsonl", JIGSAW, 0)
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", range(5))
 def test_the_recorded_rollouts_solve_their_puzzles(seed):
     kept = rollouts.load(arms.ROLLOUTS_DIR / f"tiny-rft-s{seed}.jsonl", JIGSAW, seed)
     assert len(kept.rollouts) == kept.card["kept"] > 1000 and all(r.correct for r in kept.rollouts)
     assert len({r.index for r in kept.rollouts}) == len(kept.rollouts)
+    learnt = runs.load_record(runs.RECORDED_DIR / f"tiny-sft_rollouts-s{seed}.json")
+    assert rollouts.imitate(kept, JIGSAW, seed, "rft-rollouts").name == learnt.config["data"]
 
 
 # --- data -----------------------------------------------------------------------------------------------------------------------
@@ -162,6 +164,8 @@ def test_imitated_rows_and_mended_answers(policy, tmp_path):
     mended = rollouts.right_answers(kept, JIGSAW, 0, "x").rows(policy, tmp_path)[0]
     assert mended.answer == right_text(2, "hm")
     assert rollouts.imitate(kept, JIGSAW, 0, "x").name != rollouts.right_answers(kept, JIGSAW, 0, "x").name
+    with pytest.raises(UserError, match="several replies"):
+        rollouts.imitate(rollouts.Kept((rollout(2, "a"), rollout(2, "b")), {}), JIGSAW, 0, "x")
     with pytest.raises(UserError, match="nothing to imitate"):
         rollouts.imitate(rollouts.Kept((), {}), JIGSAW, 0, "x")
 
@@ -198,9 +202,14 @@ def test_fresh_rollouts_are_drawn_anew_each_epoch_and_read_when_resumed(policy, 
     assert len(rows) == 6
     said = [rows[i].answer for i in range(6)]
     assert said[2] == said[0] and said[0] != said[3]  # two kept, three asked for; another draw in the second epoch
+    (tmp_path / "checkpoint-1").mkdir()
+    (tmp_path / "checkpoint-1" / "trainer_state.json").write_text("{}")
     monkeypatch.setattr(rollouts, "sample", lambda *a, **k: pytest.fail("drawn again"))
     again = rollouts.FreshRollouts(policy, tmp_path, JIGSAW, 0, truthful, size=3, prompts=4, epochs=2)
     assert [again[i].answer for i in range(6)] == said
+    (tmp_path / "checkpoint-1" / "trainer_state.json").unlink()  # killed before a checkpoint: it begins anew
+    rollouts.FreshRollouts(policy, tmp_path, JIGSAW, 0, truthful, size=3, prompts=4, epochs=2)
+    assert not list(tmp_path.glob("rollouts-*"))
 
 
 def test_a_policy_that_solves_nothing_has_nothing_to_learn_from(policy, tmp_path):
@@ -236,11 +245,19 @@ def test_a_run_goes_on_from_another(small_preset, tmp_path):
     for key in ("prior", "new_exact", "new_hit"):  # at a rate of 1e-12 it is still what the first run had become
         assert second.evals()[2][key] == first.evals()[1][key]
     assert [m["examples"] for m in second.evals()] == [0, 8, 12, 16]
-    assert second.config["after"] == {"method": "sft", "steps": 2}
+    assert second.config["after"]["method"] == "sft" and second.config["after"]["steps"] == 2
+    folder = recording.run_folder(second, tmp_path)  # killed after its evaluations, before its end: it repeats itself
+    unfinished = dataclasses.replace(second, status="running")
+    runs.save_record(unfinished, folder / "record.json")
+    repeated, _ = train_sft(
+        small_preset, 0, name="sft_more", steps=2, eval_steps={1, 2}, home=tmp_path, after=after, lr=1e-12
+    )  # fmt: skip
+    for key in ("step", "examples", "prior", "new_exact"):
+        assert [m[key] for m in repeated.evals()] == [m[key] for m in second.evals()]
     again, _ = train_sft(
         small_preset, 0, name="sft_more", steps=2, eval_steps={1, 2}, home=tmp_path, after=after, lr=1e-12
     )  # fmt: skip
-    assert again.metrics == second.metrics  # read, not repeated
+    assert again.metrics == repeated.metrics  # read, not repeated
 
 
 def test_dft_is_another_loss(small_preset, tmp_path):
