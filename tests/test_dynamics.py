@@ -48,6 +48,8 @@ def test_a_subset_and_the_batch_size_change_nothing(policy):
     assert list(some) == ["model.language_model.layers.1.mlp.down_proj.weight"]
     for name, block in some.items():
         torch.testing.assert_close(block, whole[name], rtol=1e-3, atol=1e-5)
+    again = dynamics.gradients(policy, ROWS, into={name: torch.full_like(block, torch.nan) for name, block in whole.items()})
+    assert all(torch.equal(block, whole[name]) for name, block in again.items())
 
 
 def test_an_adapter_s_gradients(policy):
