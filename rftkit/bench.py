@@ -22,7 +22,7 @@ import torch
 from tqdm import tqdm
 from trl import GRPOConfig, GRPOTrainer
 
-from rftkit import dynamics, hub, recording, rft
+from rftkit import dynamics, hub, recording, rft, tasks
 from rftkit.config import Preset, UserError, get_preset
 from rftkit.policy import Policy, load_policy
 from rftkit.tasks import Row
@@ -118,32 +118,53 @@ def compare(preset: Preset, steps: int = 12, warm_up: int = 2) -> tuple[Side, Si
     return kit, plain
 
 
-def compare_gradients(preset: Preset, n: int = 64, times: int = 5) -> tuple[list[float], list[float], float]:
-    """Milliseconds an example, `times` of each in turn: (loop, batched, largest relative difference of the gradients).
+@dataclass
+class Gradients:
+    """Milliseconds an example: the gradients alone, and with all inner products of them after it."""
 
-    Both get rows of the new task with answers alone, and image features that the frozen tower has already made.
-    """
-    policy, rows = load_policy(preset), hub.new_task(preset).rows(0, n, "train")
+    loop: list[float] = field(default_factory=list)
+    batched: list[float] = field(default_factory=list)
+    loop_products: list[float] = field(default_factory=list)
+    batched_products: list[float] = field(default_factory=list)
+    gap: float = 0.0  # largest relative difference of a gradient
+
+
+def compare_gradients(policy: Policy, rows: list[Row], times: int = 5) -> Gradients:
+    """Both ways in turn, `times` each, on rows whose image features the frozen tower has already made."""
     policy.model.eval()
-    slow, fast, gap, batched = [], [], 0.0, None
-    for _ in range(times + 1):
+    found, n = Gradients(), len(rows)
+    for turn in range(times + 1):
         started = time.perf_counter()
         loop = gradients_in_a_loop(policy, rows)
-        slow.append(1000 * (time.perf_counter() - started) / n)
+        looped = time.perf_counter()
+        products_of(loop)
+        ended = time.perf_counter()
         ends = {0: loop[0], n - 1: loop[-1]}
         del loop
-        started = time.perf_counter()
-        batched = dynamics.gradients(policy, rows, batch_size=32, into=batched)
-        fast.append(1000 * (time.perf_counter() - started) / n)
-        gap = max(float((batched[k][i] - g).norm() / g.norm()) for i, one in ends.items() for k, g in one.items())
-    return slow[1:], fast[1:], gap  # the first turn pays for caches
+        again = time.perf_counter()
+        batched = dynamics.gradients(policy, rows, batch_size=n)
+        made = time.perf_counter()
+        dynamics.inner(batched, batched)
+        done = time.perf_counter()
+        if turn:  # the first pays for caches
+            found.loop.append(1000 * (looped - started) / n)
+            found.loop_products.append(1000 * (ended - started) / n)
+            found.batched.append(1000 * (made - again) / n)
+            found.batched_products.append(1000 * (done - again) / n)
+        found.gap = max(float((batched[k][i] - g).norm() / g.norm()) for i, one in ends.items() for k, g in one.items())
+    return found
+
+
+def products_of(loop: list[dict[str, torch.Tensor]]) -> torch.Tensor:
+    blocks = {name: torch.stack([one[name] for one in loop]) for name in loop[0]}
+    return dynamics.inner(blocks, blocks)
 
 
 def gradients_in_a_loop(policy: Policy, rows: list[Row]) -> list[dict[str, torch.Tensor]]:
     """The gradient of log pi(y|x) of each row by every trained parameter: what one would write first.
 
-    The arithmetic is the same as in a batch; what a batch saves is the small matrices' poor use of the machine, so the ratio
-    is bounded by it: on two cores the batch runs the matrix products at their peak, and is three times as fast.
+    A batch saves the small matrices' poor use of the machine, and, since it keeps a Linear layer's gradients as factors, the
+    product that makes a matrix of them; whoever asks for inner products pays for that then.
     """
     parameters = {name: p for name, p in policy.model.named_parameters() if p.requires_grad}
     made = []
@@ -176,9 +197,17 @@ def main(argv: list[str]) -> int:
     gap = max(abs(a - b) for a, b in zip(kit.rewards, plain.rewards, strict=True))
     loss_gap = max(abs(a - b) for a, b in zip(kit.losses, plain.losses, strict=True))
     print(f"largest difference over all steps: reward {gap:.2g}, loss {loss_gap:.2g}")
-    slow, fast, off = compare_gradients(preset)
-    print("\none gradient of log pi(y|x) an example, milliseconds an example (median, min, max)")
-    for name, spent in (("loop, one backward each", slow), ("batched", fast)):
-        print(f"{name:24} {statistics.median(spent):8.2f} {min(spent):8.2f} {max(spent):8.2f}")
-    print(f"{statistics.median(slow) / statistics.median(fast):.2f} times as fast; largest relative difference {off:.1g}")
+    print(
+        "\none gradient of log pi(y|x) an example: milliseconds an example, medians; with all inner products after it in brackets"
+    )
+    policy = load_policy(preset)
+    for task in (hub.new_task(preset), tasks.PROBES["color"], tasks.PROBES["arithmetic"]):
+        g = compare_gradients(policy, task.rows(0, 64, "train"))
+        loop, batched, loop_all, batched_all = map(
+            statistics.median, (g.loop, g.batched, g.loop_products, g.batched_products)
+        )
+        print(
+            f"{task.name:12} loop {loop:6.2f} ({loop_all:6.2f}), batched {batched:6.2f} ({batched_all:6.2f}): "
+            f"{loop / batched:.1f} ({loop_all / batched_all:.1f}) times as fast; largest relative difference {g.gap:.1g}"
+        )
     return 0

@@ -30,7 +30,38 @@ from rftkit.policy import Policy
 from rftkit.sft import sft_row
 from rftkit.tasks import Row
 
-Gradients = dict[str, Tensor]  # name -> (n, *shape of the parameter), or {"sketch": (n, size)}
+
+@dataclass(frozen=True)
+class Factors:
+    """Gradients of n examples by one Linear layer's weight, as what they are made of: example i's is d[i].T @ x[i].
+
+    d (n, tokens, out) is the gradient at the layer's output, x (n, tokens, in) its input. Exact, made without any product, and
+    smaller than the matrices while tokens < out * in / (out + in), which holds for short texts.
+    """
+
+    d: Tensor
+    x: Tensor
+
+    def __len__(self) -> int:
+        return len(self.d)
+
+    def __getitem__(self, index: int) -> Tensor:
+        """(out, in): the gradient of one example."""
+        return self.d[index].mT @ self.x[index]
+
+    def dense(self) -> Tensor:
+        """(n, out, in): all of them."""
+        return self.d.mT @ self.x
+
+
+Block = Tensor | Factors
+Gradients = dict[str, Block]  # name -> (n, *shape of the parameter), or {"sketch": (n, size)}
+
+
+def dense(block: Block) -> Tensor:
+    """(n, *shape of the parameter)"""
+    return block.dense() if isinstance(block, Factors) else block
+
 
 # --- log-probabilities of given answers -----------------------------------------------------------------------------------
 
@@ -107,15 +138,14 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def per_example_gradients(
-    model: nn.Module, score: Callable[[], Tensor], where: str = "", keep: Callable[[str, Tensor], Tensor] | None = None,
-    out: Gradients | None = None,
+    model: nn.Module, score: Callable[[], Tensor], where: str = "", keep: Callable[[str, Tensor], Tensor] | None = None
 ) -> Gradients:  # fmt: skip
     """The gradient of every example's score by every trained parameter whose name `where` (a regex) is found in.
 
     `score()` runs the model on a batch and returns (n,) numbers, the i-th a function of the i-th row alone. One forward and one
     backward pass: a layer's input and the gradient at its output, both kept per example, are what its weights' gradients are
-    made of. `keep(name, block)` may shrink each (n, *shape) block as soon as it is made, by any linear map; `out` holds tensors
-    of the blocks' shapes to write into, whatever is in them.
+    made of, and a Linear layer's stay in this form (`Factors`, to be multiplied out by `dense`). `keep(name, block)` may shrink
+    each (n, *shape) block as soon as it is made, by any linear map.
 
     Raises UserError if nothing matches, or a matching parameter belongs to a layer whose gradient is not known here
     (known: Linear, Embedding, RMSNorm; LoRA's two matrices are Linear).
@@ -140,22 +170,15 @@ def per_example_gradients(
             hook.remove()
     # by the layers' outputs alone: autograd then computes no weight's gradient, which would be summed over the batch
     at_outputs = torch.autograd.grad(total, [output for _, _, output in seen])
-    blocks: Gradients = {} if out is None else dict(out)
-    written: set[str] = set()  # a tied weight is used twice: its second block is added
+    blocks: Gradients = {}
     for (module, x, _), d in zip(seen, at_outputs, strict=True):
         if len(d) != len(scores):  # as in the vision tower, whose input is all images' patches in a row
             raise UserError(f"A {type(module).__name__} does not see one row an example: narrow `where` to the language model.")
         for parameter, make in _layer_gradients(module, x, d):
             if name := names.get(id(parameter)):
-                first = name not in written
-                written.add(name)
-                if keep:
-                    block = keep(name, make(None, True))
-                    blocks[name] = block if first else blocks[name] + block
-                else:
-                    blocks[name] = make(blocks.get(name), first)
-    for name in blocks.keys() - written:  # a layer that these rows do not use
-        blocks[name].zero_()
+                block = keep(name, dense(make())) if keep else make()
+                # a tied weight is used twice
+                blocks[name] = dense(blocks[name]) + dense(block) if name in blocks else block
     return blocks
 
 
@@ -167,26 +190,19 @@ def matching(model: nn.Module, where: str) -> dict[int, str]:
     return names
 
 
-Maker = Callable[[Tensor | None, bool], Tensor]  # (block to write into or None, overwrite it or add to it) -> the block
-
-
-def _layer_gradients(module: Any, x: Tensor, d: Tensor) -> Iterator[tuple[Tensor, Maker]]:
+def _layer_gradients(module: Any, x: Tensor, d: Tensor) -> Iterator[tuple[Tensor, Callable[[], Block]]]:
     """(parameter, maker of its gradients) of a layer, from its input x (n, ..., in) and the gradient d (n, ..., out) at its output."""
     n = len(d)
     flat, out = x.reshape(n, -1, x.shape[-1]), d.reshape(n, -1, d.shape[-1])  # (n, tokens, features)
     if isinstance(module, nn.Embedding):
-        yield module.weight, lambda to, first: _put(to, _embedding_gradient(x.reshape(n, -1), out, len(module.weight)), first)
+        yield module.weight, lambda: _embedding_gradient(x.reshape(n, -1), out, len(module.weight))
     elif isinstance(module, nn.Linear):
-        yield module.weight, lambda to, first: out.mT @ flat if to is None else to.baddbmm_(out.mT, flat, beta=1 - first)
+        yield module.weight, lambda: Factors(out, flat)
         if module.bias is not None:
-            yield module.bias, lambda to, first: _put(to, out.sum(1), first)
+            yield module.bias, lambda: out.sum(1)
     else:
         scale = (flat.float().square().mean(-1, keepdim=True) + module.variance_epsilon).rsqrt()
-        yield module.weight, lambda to, first: _put(to, (out * (flat.float() * scale)).sum(1), first)
-
-
-def _put(to: Tensor | None, block: Tensor, first: bool) -> Tensor:
-    return block if to is None else to.copy_(block) if first else to.add_(block)
+        yield module.weight, lambda: (out * (flat.float() * scale)).sum(1)
 
 
 def _embedding_gradient(ids: Tensor, d: Tensor, size: int) -> Tensor:
@@ -200,28 +216,31 @@ def _is_rms_norm(module: nn.Module) -> bool:
 
 
 def gradients(
-    policy: Policy, rows: Sequence[Row], where: str = "", keep: Callable[[str, Tensor], Tensor] | None = None, batch_size: int = 16,
-    into: Gradients | None = None,
+    policy: Policy, rows: Sequence[Row], where: str = "", keep: Callable[[str, Tensor], Tensor] | None = None, batch_size: int = 16
 ) -> Gradients:  # fmt: skip
     """g_v of each row: the gradient of log pi(y|x), summed over the answer's tokens. Leading size n, in the order of the rows.
 
-    Memory: n times the number of matching weights, 4 bytes each; with a `CountSketch` as `keep` n times its size, and one batch
-    of the largest matrix in passing. `into` takes what an earlier call on as many rows returned, to be written over: to touch so
-    much fresh memory costs about a sixth of the time.
+    Memory: of a Linear layer 4 bytes for each of its tokens' inputs and outputs, of others 4 bytes a weight; with a `CountSketch`
+    as `keep` n times its size, and one batch of the largest matrix in passing.
     """
-    names = {} if keep else {n: p for n, p in policy.model.named_parameters() if id(p) in matching(policy.model, where)}
-    whole = into or {name: p.new_empty(len(rows), *p.shape) for name, p in names.items()}
+    parts: list[Gradients] = []
     for index in batches(rows, batch_size):
         some = [rows[i] for i in index]
-        part = slice(index[0], index[-1] + 1)
-        blocks = {name: block[part] for name, block in whole.items()}
-        made = per_example_gradients(policy.model, functools.partial(_scores, policy, some), where, keep, blocks)
-        for name in made.keys() - whole.keys():  # the shapes that `keep` makes are known only now
-            whole[name] = made[name].new_zeros(len(rows), *made[name].shape[1:])
-        if keep:
-            for name, block in made.items():
-                whole[name][part] = block
-    return whole
+        parts.append(per_example_gradients(policy.model, functools.partial(_scores, policy, some), where, keep))
+    return {name: _joined([part[name] for part in parts]) for name in parts[0]}
+
+
+def _joined(parts: list[Block]) -> Block:
+    """One block after the other; shorter rows of factors are padded with zeros, as their tokens are, on the left."""
+    factors = [part for part in parts if isinstance(part, Factors)]
+    if len(factors) < len(parts):
+        return torch.cat([dense(part) for part in parts])
+    longest = max(part.d.shape[1] for part in factors)
+
+    def padded(side: Tensor) -> Tensor:
+        return nn.functional.pad(side, (0, 0, longest - side.shape[1], 0))
+
+    return Factors(torch.cat([padded(part.d) for part in factors]), torch.cat([padded(part.x) for part in factors]))
 
 
 def _scores(policy: Policy, rows: Sequence[Row]) -> Tensor:
@@ -232,7 +251,12 @@ def inner(a: Gradients, b: Gradients) -> Tensor:
     """All inner products <a_i, b_j>, shape (n_a, n_b), in float32 for each parameter and summed over parameters in float64."""
     if set(a) != set(b):
         raise UserError("These gradients are by different parameters: make both with the same `where` and `keep`.")
-    return sum((a[k].flatten(1).float() @ b[k].flatten(1).float().mT).double() for k in a)
+    return sum(_products(a[k], b[k]) for k in a)
+
+
+def _products(a: Block, b: Block) -> Tensor:
+    x = dense(a).flatten(1).float()
+    return (x @ (x if a is b else dense(b).flatten(1).float()).mT).double()
 
 
 @dataclass(frozen=True)
