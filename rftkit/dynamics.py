@@ -19,7 +19,7 @@ import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -54,7 +54,7 @@ class Factors:
         return self.d.mT @ self.x
 
 
-Block = Tensor | Factors
+Block: TypeAlias = Tensor | Factors
 Gradients = dict[str, Block]  # name -> (n, *shape of the parameter), or {"sketch": (n, size)}
 
 
@@ -280,7 +280,7 @@ class CountSketch:
     @staticmethod
     def total(blocks: Gradients) -> Gradients:
         """The sketch of the whole gradient: the sum of its blocks' sketches."""
-        return {"sketch": sum(blocks.values())}
+        return {"sketch": torch.stack([dense(block) for block in blocks.values()]).sum(0)}
 
 
 # --- one step, predicted and measured ---------------------------------------------------------------------------------------
