@@ -10,6 +10,8 @@ from typing import Any
 
 BUNDLED = "bundled"  # the small Qwen2.5-VL that ships inside the package
 BUNDLED_DIR = Path(__file__).parent / "base"
+CARDS = "bundled-cards"  # the same after more lessons in text: cards under a stated rule, sums, formulas (notebook 05)
+CARDS_DIR = Path(__file__).parent / "base_cards"
 
 
 class UserError(ValueError):
@@ -21,7 +23,7 @@ class Preset:
     """One tier. Sizes are counts, learning rates are AdamW's, `max_completion` is in tokens."""
 
     name: str
-    model: str = BUNDLED  # "bundled", a folder, or a Hub id
+    model: str = BUNDLED  # "bundled", "bundled-cards", a folder, or a Hub id
     revision: str | None = None  # Hub commit, so that a rerun loads the same weights
     prompt_style: str = "short"  # of the jigsaw: "short" fits the bundled vocabulary, "full" explains all
     rows: int = 3  # puzzle grid

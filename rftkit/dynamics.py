@@ -74,18 +74,13 @@ def answer_logits(policy: Policy, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
     if len({row.image is None for row in rows}) != 1:
         raise UserError("Rows with and without an image cannot share a batch: pass them in two calls.")
     collate = DataCollatorForVisionLanguageModeling(policy.processor, completion_only_loss=True)
-    batch = collate([_example(row) for row in rows]).to(policy.model.device)
+    batch = collate([sft_row(row) for row in rows]).to(policy.model.device)
     labels = batch.pop("labels")
     if rows[0].image is None:
         batch.pop("mm_token_type_ids", None)
     start = int((labels != -100).any(0).nonzero()[0]) - 1  # the position before the first target predicts it
     keep = torch.arange(start, labels.shape[1] - 1, device=labels.device)
     return policy.model(**batch, logits_to_keep=keep, use_cache=False).logits, labels[:, start + 1 :]
-
-
-def _example(row: Row) -> dict[str, Any]:
-    example = sft_row(row)
-    return example | {"images": [] if row.image is None else example["images"]}
 
 
 def token_logps(logits: Tensor, targets: Tensor) -> Tensor:

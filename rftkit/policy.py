@@ -17,7 +17,7 @@ from transformers import BitsAndBytesConfig, ProcessorMixin, Qwen2_5_VLForCondit
 from transformers.generation import LogitsProcessor, LogitsProcessorList
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from rftkit.config import BUNDLED, BUNDLED_DIR, Preset, UserError
+from rftkit.config import BUNDLED, BUNDLED_DIR, CARDS, CARDS_DIR, Preset, UserError
 from rftkit.tasks import Row, messages
 
 HASHES = "sha256.json"  # beside the weights: the digest of every file of the folder
@@ -50,13 +50,14 @@ class Policy:
 
 
 def load_policy(preset: Preset) -> Policy:
-    """Load model and processor of a preset: the bundled base, a folder, or a Hub id.
+    """Load model and processor of a preset: a bundled base, a folder, or a Hub id.
 
     The bundled weights are checked against their SHA-256. Raises UserError for missing, truncated or altered files.
     """
-    folder = str(BUNDLED_DIR) if preset.model == BUNDLED else preset.model
-    if preset.model == BUNDLED:
-        check_hashes(BUNDLED_DIR)
+    bundled = {BUNDLED: BUNDLED_DIR, CARDS: CARDS_DIR}.get(preset.model)
+    if bundled:
+        check_hashes(bundled)
+    folder = str(bundled or preset.model)
     kwargs: dict[str, Any] = {"revision": preset.revision} if preset.revision else {}
     dtype = compute_dtype(preset)  # says so if there is no GPU, before anything is downloaded
     processor = _read(ImageTextProcessor.from_pretrained, folder, **kwargs)

@@ -19,13 +19,15 @@ from datasets import Dataset
 from transformers import PrinterCallback, TrainerCallback
 
 from rftkit import evals, hub, jigsaw, policy, runs
-from rftkit.config import BUNDLED, BUNDLED_DIR, Preset, UserError
+from rftkit.config import BUNDLED, BUNDLED_DIR, CARDS, CARDS_DIR, Preset, UserError
 from rftkit.tasks import Row
 
 EVAL_SEED = 9_000  # held-out rows are the same for every run, so that arms are compared on the same questions
 
 
 Measure = Callable[[policy.Policy], dict[str, Any]]  # one more row for the record, its "kind" included
+# the row of an evaluation, as `evaluate_all` makes it, and some replies
+Evaluate = Callable[[policy.Policy], tuple[dict[str, Any], list[dict[str, Any]]]]
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,8 @@ def _reward(text: str, row: Row) -> float:
 
 
 class Recorder(TrainerCallback):
-    """Evaluates before the first update and at every step of `eval_steps`; saves the record after each, atomically."""
+    """Evaluates before the first update and at every step of `eval_steps`; saves the record after each, atomically, and the
+    weights at the steps of `save_at`, which must be among them."""
 
     def __init__(
         self,
@@ -88,13 +91,16 @@ class Recorder(TrainerCallback):
         eval_steps: set[int],
         measure: Measure | None = None,
         before: runs.RunRecord | None = None,
+        evaluate: Evaluate | None = None,
+        save_at: set[int] | None = None,
     ):
         self.record, self.folder, self.model, self.eval_steps = record, folder, model, eval_steps
-        self.measure = measure
+        self.measure, self.save_at = measure, save_at or set()
         last = before.evals()[-1] if before else {"step": 0, "examples": 0}  # of the run that this one goes on from
         self.offset, self.examples_before = last["step"], last["examples"]
         self.until: float | None = None  # stop at the first evaluation with this exact accuracy
-        self.held = held_out(model.preset)
+        held = {} if evaluate else held_out(model.preset)
+        self.evaluate: Evaluate = evaluate or (lambda model: evaluate_all(model, held))
         self.examples_per_step = 0
         self.tokens = self.counted = 0
         self.started = time.monotonic()
@@ -137,7 +143,9 @@ class Recorder(TrainerCallback):
 
     def _evaluate(self, step: int) -> None:
         paused = time.monotonic()
-        row, samples = evaluate_all(self.model, self.held)
+        row, samples = self.evaluate(self.model)
+        if step - self.offset in self.save_at:
+            self.model.model.save_pretrained(weights_at(self.folder, step - self.offset))
         if self.measure:
             self.record.metrics.append({"step": step, **self.measure(self.model)})
         seconds = paused - self.started
@@ -158,10 +166,15 @@ class Recorder(TrainerCallback):
         )
 
 
+def weights_at(folder: Path, step: int) -> Path:
+    """Where a run keeps the weights of an update that it was asked to keep."""
+    return folder / f"weights-{step}"
+
+
 def weights_id(preset: Preset, model: Any) -> str:
     """What the run started from: the bundled weights' SHA-256, or the Hub commit. Runs from other weights are other runs."""
-    if preset.model == BUNDLED:
-        return policy.digest(BUNDLED_DIR / "model.safetensors")[:16]
+    if bundled := {BUNDLED: BUNDLED_DIR, CARDS: CARDS_DIR}.get(preset.model):
+        return policy.digest(bundled / "model.safetensors")[:16]
     return str(getattr(model.config, "_commit_hash", None) or preset.revision or "not known")
 
 
@@ -272,6 +285,8 @@ def run(
     *,
     after: Before | None = None,
     measure: Measure | None = None,
+    evaluate: Evaluate | None = None,
+    save_at: set[int] | None = None,
 ) -> runs.RunRecord:
     """Read the finished run, or resume or start it. The settings are part of the folder's name: a changed setting is another run."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -303,7 +318,7 @@ def run(
     record.status = "running"
     if after:
         policy.load_trained(model, after.weights, trainable=True)
-    recorder = Recorder(record, folder, model, eval_steps, measure, after.record if after else None)
+    recorder = Recorder(record, folder, model, eval_steps, measure, after.record if after else None, evaluate, save_at)
     # TRL makes adapters of a quantised model bfloat16, too coarse for small rates, and for one that is there already
     adapter = {n: p.detach().clone() for n, p in model.model.named_parameters() if "lora_" in n}
     trainer = build(folder, recorder)

@@ -8,11 +8,14 @@ approximated; `tests/test_rft.py` holds losses and gradients against plain TRL's
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from peft import PeftModel
 from transformers import DynamicCache
 from trl import GRPOConfig, GRPOTrainer
 from trl.models.utils import unwrap_model_for_generation
@@ -21,7 +24,7 @@ from rftkit import hub, jigsaw, recording, runs
 from rftkit.config import Preset
 from rftkit.policy import Policy, load_policy
 from rftkit.sft import lora_config
-from rftkit.tasks import Row
+from rftkit.tasks import Row, Task
 
 # --- rewards: 2506.23508's three parts, as three functions, so that TRL logs each -------------------------------------------
 
@@ -47,7 +50,16 @@ def template(completions: list[Any], answer: list[Any], rows: list[int], cols: l
 
 
 def rft_row(row: Row) -> dict[str, Any]:
-    return {"prompt": recording.messages_only(row), "image": row.image, **row.data}
+    return {"prompt": recording.messages_only(row), **({"image": row.image} if row.image is not None else {}), **row.data}
+
+
+@dataclass(frozen=True)
+class Practice:
+    """What is practised: a task, and TRL reward functions that are given its rows' `data` by name. `name` is part of the run's settings."""
+
+    name: str
+    task: Task
+    rewards: tuple[Callable[..., list[float]], ...]
 
 
 # --- the trainer -----------------------------------------------------------------------------------------------------------
@@ -213,14 +225,20 @@ def train_rft(
     steps: int | None = None,
     beta: float | None = None,
     until: float | None = None,
+    practice: Practice | None = None,
+    after: recording.Before | None = None,
+    evaluate: recording.Evaluate | None = None,
+    save_at: set[int] | None = None,
     eval_steps: set[int] | None = None,
     save_every: int = 50,
     home: Path | None = None,
 ) -> tuple[runs.RunRecord, Policy]:
-    """Train GRPO on the jigsaw with the reward of 2506.23508. Returns the run's record and the trained policy.
+    """Train GRPO on the jigsaw with the reward of 2506.23508, or on `practice`. Returns the run's record and the trained policy.
 
     An update takes `preset.rft_prompts` puzzles with `preset.rft_group` rollouts each; `beta` is the KL coefficient,
-    `until` an exact accuracy at whose first evaluation training ends before `steps`. A finished run with the same settings is read instead of repeated; an interrupted one resumes from its last checkpoint.
+    `until` an exact accuracy at whose first evaluation training ends before `steps`; `after`, `evaluate` and `save_at` are
+    `train_sft`'s. A finished run with the same settings is read instead of repeated; an interrupted one resumes from its last
+    checkpoint.
     """
     lr = preset.rft_lr if lr is None else lr
     steps = preset.rft_steps if steps is None else steps
@@ -232,9 +250,10 @@ def train_rft(
     config = {
         "lr": lr, "steps": steps, "beta": beta, "prompts": preset.rft_prompts, "group": preset.rft_group,
         "reuse": preset.rft_reuse, "lora_rank": preset.lora_rank, **({"until": until} if until is not None else {}),
+        **({"practice": practice.name} if practice else {}),
     }  # fmt: skip
     policy = load_policy(preset)
-    task = hub.new_task(preset)
+    task, rewards = (practice.task, practice.rewards) if practice else (hub.new_task(preset), (hit, exact, template))
     dataset = recording.lazy_dataset(lambda i: rft_row(task.row(seed, i, "train")), preset.train_n)
 
     def build(folder: Path, recorder: recording.Recorder) -> RFTTrainer:
@@ -244,11 +263,15 @@ def train_rft(
         )  # fmt: skip
         recorder.examples_per_step, recorder.until = batch, until
         return RFTTrainer(
-            policy.model, reward_funcs=[hit, exact, template], args=args, train_dataset=dataset, processing_class=policy.processor,
-            peft_config=lora_config(preset.lora_rank) if preset.lora_rank else None, callbacks=[recorder],
+            policy.model, reward_funcs=list(rewards), args=args, train_dataset=dataset, processing_class=policy.processor,
+            peft_config=lora_config(preset.lora_rank) if preset.lora_rank and not isinstance(policy.model, PeftModel) else None,
+            callbacks=[recorder],
         )  # fmt: skip
 
-    return recording.run(policy, name, seed, config, build, eval_steps or {steps}, home), policy
+    record = recording.run(
+        policy, name, seed, config, build, eval_steps or {steps}, home, after=after, evaluate=evaluate, save_at=save_at
+    )  # fmt: skip
+    return record, policy
 
 
 def grpo_arguments(preset: Preset) -> dict[str, Any]:

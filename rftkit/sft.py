@@ -19,7 +19,7 @@ from rftkit.tasks import Row
 def sft_row(row: Row) -> dict[str, Any]:
     """A row in TRL's prompt-completion form: the loss falls on the completion only."""
     completion = [{"role": "assistant", "content": row.answer}]
-    return {"prompt": recording.messages_only(row), "completion": completion, "images": [row.image]}
+    return {"prompt": recording.messages_only(row), "completion": completion, "images": [] if row.image is None else [row.image]}
 
 
 class Rows(Protocol):
@@ -72,6 +72,8 @@ def train_sft(
     loss_type: str = "nll",
     after: recording.Before | None = None,
     measure: recording.Measure | None = None,
+    evaluate: recording.Evaluate | None = None,
+    save_at: set[int] | None = None,
     lr: float | None = None,
     steps: int | None = None,
     lora_rank: int | None = None,
@@ -83,7 +85,8 @@ def train_sft(
 
     `lr` is AdamW's rate (constant after a short warm-up), `steps` the number of updates of `preset.sft_batch` examples,
     `loss_type` TRL's "nll" or "dft" (2508.05629), `eval_steps` the updates to evaluate at; `after` is a finished run to go on
-    from, `measure` adds a row to the record at each evaluation. A finished run with the same settings is
+    from, `measure` adds a row to the record at each evaluation, `evaluate` takes the place of the jigsaw's, `save_at` names
+    evaluations whose weights are kept (`recording.weights_at`). A finished run with the same settings is
     read instead of repeated; an interrupted one resumes from its last checkpoint.
     """
     rank = preset.lora_rank if lora_rank is None else lora_rank
@@ -112,7 +115,10 @@ def train_sft(
             processing_class=policy.processor, peft_config=adapter, callbacks=[recorder],
         )  # fmt: skip
 
-    return recording.run(policy, name, seed, config, build, eval_steps or {steps}, home, after=after, measure=measure), policy
+    record = recording.run(
+        policy, name, seed, config, build, eval_steps or {steps}, home, after=after, measure=measure, evaluate=evaluate, save_at=save_at
+    )  # fmt: skip
+    return record, policy
 
 
 def lora_config(rank: int) -> LoraConfig:

@@ -37,6 +37,7 @@ class Row:
     key: tuple[str, ...] = ()  # the telling words of the answer
     given: str = ""  # the beginning of `answer` that is context, not a target, when pretraining
     data: dict[str, Any] = field(default_factory=dict)  # what scoring needs beyond the answer
+    history: tuple[tuple[str, str], ...] = ()  # turns after the prompt: (reply, what was said to it)
 
 
 @dataclass(frozen=True)
@@ -316,7 +317,9 @@ JIGSAW = jigsaw_task(GRID, GRID, "short", landscape)
 
 
 def messages(row: Row, system: str | None = None) -> list[dict[str, Any]]:
-    """A row as one user turn in the chat format of transformers and TRL, the image before the text."""
+    """A row as a user's turn, and the turns of its history, in the chat format of transformers and TRL, the image first."""
     content: list[dict[str, Any]] = [{"type": "image", "image": row.image}] if row.image is not None else []
-    turn = {"role": "user", "content": [*content, {"type": "text", "text": row.prompt}]}
-    return [turn] if system is None else [{"role": "system", "content": system}, turn]
+    turns: list[dict[str, Any]] = [{"role": "user", "content": [*content, {"type": "text", "text": row.prompt}]}]
+    for reply, answer in row.history:
+        turns += [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in (("assistant", reply), ("user", answer))]
+    return turns if system is None else [{"role": "system", "content": system}, *turns]
