@@ -1,4 +1,4 @@
-"""The command line: `python -m rftkit run|bench|pretrain|record`.
+"""The command line: `python -m rftkit run|bench|pretrain|record|spectra`.
 
 Exit codes: 0 all went well, 1 a notebook failed, 2 bad input (told in one sentence on stderr), 130 interrupted.
 """
@@ -16,6 +16,7 @@ OWN_COMMANDS = {  # command: (module, what it does)
     "bench": ("bench", "time an RFT step beside plain TRL"),
     "pretrain": ("pretrain", "rebuild the bundled tiny base model"),
     "record": ("arms", "make the recorded runs again"),
+    "spectra": ("spectra", "measure how fine-tuning changed each weight matrix, beside nulls"),
 }
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
 from peft import PeftModel
 from safetensors import SafetensorError
 from transformers import BitsAndBytesConfig, ProcessorMixin, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
@@ -54,7 +55,7 @@ def load_policy(preset: Preset) -> Policy:
 
     The bundled weights are checked against their SHA-256. Raises UserError for missing, truncated or altered files.
     """
-    bundled = {BUNDLED: BUNDLED_DIR, CARDS: CARDS_DIR}.get(preset.model)
+    bundled = bundled_folder(preset)
     if bundled:
         check_hashes(bundled)
     folder = str(bundled or preset.model)
@@ -79,6 +80,22 @@ def load_policy(preset: Preset) -> Policy:
     freeze_vision(model, preset.freeze_vision)
     reuse_features(model)
     return Policy(model, processor, preset)
+
+
+def bundled_folder(preset: Preset) -> Path | None:
+    """Where the bundled model of a preset lies; None for a model that is not bundled."""
+    return {BUNDLED: BUNDLED_DIR, CARDS: CARDS_DIR}.get(preset.model)
+
+
+def model_folder(preset: Preset) -> Path:
+    """The folder with the preset's weights. Raises UserError where a Hub model was not downloaded yet."""
+    found = bundled_folder(preset) or Path(preset.model)
+    if found.is_dir():
+        return found
+    try:
+        return Path(snapshot_download(preset.model, revision=preset.revision, local_files_only=True))
+    except (OSError, ValueError) as error:
+        raise UserError(f"The weights of {preset.model} are not on this machine: load the model once, with a network.") from error
 
 
 def _read(load: Any, folder: str, **kwargs: Any) -> Any:

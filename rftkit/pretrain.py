@@ -591,16 +591,22 @@ def save_base(model: Qwen2_5_VLForConditionalGeneration, processor: ImageTextPro
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m rftkit pretrain", description=__doc__)
-    parser.add_argument("--out", type=Path, default=BUNDLED_DIR, help="folder of the finished model")
+    parser.add_argument("--out", type=Path, help="folder of the finished model (default: the bundled one)")
+    parser.add_argument("--cards", action="store_true", help="teach the bundled base cards, sums and formulas instead")
     parser.add_argument(
         "--work", type=Path, default=Path("build/pretrain"), help="checkpoints: an interrupted run resumes from here"
     )
-    parser.add_argument("--seed", type=int, default=SEED)
-    parser.add_argument("--steps", type=int, default=Recipe.steps, help="updates of the language model")
+    parser.add_argument("--seed", type=int)
+    parser.add_argument("--steps", type=int, help="updates of the language model")
     args = parser.parse_args(argv)
-    if args.steps < 1:
+    if args.steps is not None and args.steps < 1:
         raise UserError(f"--steps {args.steps} trains nothing: give at least 1.")
-    recipe = Recipe(steps=args.steps)
+    if args.cards:
+        from rftkit import lessons  # it builds on this module
+
+        return lessons.main(args.out, args.work, args.seed, args.steps)
+    args.out, args.seed = args.out or BUNDLED_DIR, SEED if args.seed is None else args.seed
+    recipe = Recipe(steps=args.steps or Recipe.steps)
     args.work.mkdir(parents=True, exist_ok=True)
     clock = Clock(args.work / "seconds.json")
     processor = build_processor()

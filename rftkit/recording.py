@@ -19,7 +19,7 @@ from datasets import Dataset
 from transformers import PrinterCallback, TrainerCallback
 
 from rftkit import evals, hub, jigsaw, policy, runs
-from rftkit.config import BUNDLED, BUNDLED_DIR, CARDS, CARDS_DIR, Preset, UserError
+from rftkit.config import Preset, UserError
 from rftkit.tasks import Row
 
 EVAL_SEED = 9_000  # held-out rows are the same for every run, so that arms are compared on the same questions
@@ -173,7 +173,7 @@ def weights_at(folder: Path, step: int) -> Path:
 
 def weights_id(preset: Preset, model: Any) -> str:
     """What the run started from: the bundled weights' SHA-256, or the Hub commit. Runs from other weights are other runs."""
-    if bundled := {BUNDLED: BUNDLED_DIR, CARDS: CARDS_DIR}.get(preset.model):
+    if bundled := policy.bundled_folder(preset):
         return policy.digest(bundled / "model.safetensors")[:16]
     return str(getattr(model.config, "_commit_hash", None) or preset.revision or "not known")
 

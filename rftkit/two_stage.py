@@ -6,17 +6,23 @@ Both stages train on the rule "ten" alone (J, Q, K count as 10) and are judged o
 
 from __future__ import annotations
 
-import argparse
+import json
+import math
+import os
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
+import numpy as np
 import torch
+from tqdm import tqdm
 
-from rftkit import dynamics, evals, hub, points, recording, runs
-from rftkit.config import CARDS, Preset, UserError, get_preset
-from rftkit.policy import Policy, generate, load_policy
+from rftkit import dynamics, evals, hub, points, recording, runs, spectra
+from rftkit.config import CARDS, Preset, UserError
+from rftkit.policy import Policy, generate, load_trained, model_folder
 from rftkit.rft import Practice, train_rft
 from rftkit.sft import Data, Lazy, train_sft
 from rftkit.tasks import Row
@@ -181,3 +187,189 @@ def rft_stage(
         preset, seed, name=f"points_rft{'_diverse' if diverse else ''}_{start}", lr=plan.rft_lr, steps=plan.rft_steps, practice=practice,
         after=before, evaluate=evaluation(plan), save_at={plan.rft_steps}, home=home,
     )  # fmt: skip
+
+
+# --- reading the records -----------------------------------------------------------------------------------------------------
+
+
+def accuracy(record: runs.RunRecord, cell: str = OOD, split: str = "cells") -> tuple[evals.Floats, evals.Floats]:
+    """(updates, share of hands solved at the first attempt) of a cell, on test hands ("cells") or on "validation" hands."""
+    rows = record.evals()
+    counts = [row[split][cell] for row in rows]
+    solved = [c["correct"] / (c["correct"] + c["wrong"] + c["unparseable"]) for c in counts]
+    return np.array([row["step"] for row in rows], float), np.array(solved)
+
+
+def peak(record: runs.RunRecord, by: str = OOD) -> int:
+    """The update of the checkpoint that solves most *validation* hands of a cell, the earliest of equals.
+
+    The paper's was chosen on the hands it was reported on, which makes any peak look higher than it is.
+    """
+    steps, shares = accuracy(record, by, "validation")
+    return int(steps[int(shares.argmax())])
+
+
+def lowest_loss(record: runs.RunRecord, cell: str = OOD) -> int:
+    """The update whose loss on a cell's validation answers is lowest: what one would choose by the loss."""
+    return int(min(record.evals(), key=lambda row: row["loss"][cell])["step"])
+
+
+def at(record: runs.RunRecord, step: int, cell: str = OOD, split: str = "cells") -> float:
+    """Share of a cell's hands solved at an update that was evaluated."""
+    steps, shares = accuracy(record, cell, split)
+    if step not in steps:
+        raise UserError(f"Run {record.name} was not evaluated at update {step}: choose one of {', '.join(f'{s:.0f}' for s in steps)}.")
+    return float(shares[list(steps).index(step)])
+
+
+def hand_interval(solved: int, n: int, level: float = 0.95) -> evals.Interval:
+    """Wilson's interval of a share of n hands. Hands repeat number problems, so it is somewhat too narrow across problems."""
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    share, wide = solved / n, z**2 / n
+    middle, half = (share + wide / 2) / (1 + wide), z * math.sqrt(share * (1 - share) / n + wide / (4 * n)) / (1 + wide)
+    return evals.Interval(share, middle - half, middle + half)
+
+
+# --- surgery -----------------------------------------------------------------------------------------------------------------
+
+MATRICES = r"language_model.*_proj\.weight|^model\.layers.*_proj\.weight"  # the linear maps of the language model
+
+
+def matrices(policy: Policy) -> dict[str, torch.Tensor]:
+    """A copy of the language model's weight matrices, tables and norms left out."""
+    return {n: p.detach().clone() for n, p in policy.model.named_parameters() if re.search(MATRICES, n)}
+
+
+def edits(base: dict[str, torch.Tensor], tuned: dict[str, torch.Tensor], seed: int = 0) -> dict[str, dict[str, spectra.Edit]]:
+    """Every edit of `tuned` towards `base`, by name and matrix: what the paper did, and beside each a control of equal size.
+
+    "swap vectors" and "swap values" (all pairs), "top 10 %" and "tail 10 %" of the pairs, "first quarter" and "last quarter" of the layers
+    (vectors swapped there); "rollback 25 % .. 100 %" (interpolation), "random" (a Gaussian of the norm of the vector swap, matrix by
+    matrix), "rollback of the top's norm" and "rollback of the first quarter" (interpolation by as much as those edits are long).
+    """
+    generator = torch.Generator().manual_seed(seed)
+    layers = 1 + max(layer_of(name) for name in base)
+    made: dict[str, dict[str, spectra.Edit]] = {name: {} for name in EDITS}
+    for name, b in base.items():
+        t, layer, tenth = tuned[name], layer_of(name), max(1, min(b.shape) // 10)
+        whole, top = spectra.swap_vectors(b, t), spectra.restore_top(b, t, tenth, values="base")
+        full = float(spectra.rollback(b, t, 1.0).norm) or 1.0
+        made["swap vectors"][name] = whole
+        made["swap values"][name] = spectra.swap_values(b, t)
+        made["top 10 %"][name] = top
+        made["tail 10 %"][name] = spectra.restore_tail(b, t, tenth, values="base")
+        for share in (25, 50, 75, 100):
+            made[f"rollback {share} %"][name] = spectra.rollback(b, t, share / 100)
+        made["random, as long as the swap"][name] = spectra.random_edit(t, whole.norm, generator)
+        made["rollback, as long as the top"][name] = spectra.rollback(b, t, min(1.0, top.norm / full))
+        if 4 * layer < layers:
+            made["first quarter"][name] = whole
+            made["rollback of the first quarter"][name] = spectra.rollback(b, t, 1.0)
+        if 4 * (layer + 1) > 3 * layers:
+            made["last quarter"][name] = whole
+    return made
+
+
+EDITS = (
+    "swap vectors", "swap values", "rollback 25 %", "rollback 50 %", "rollback 75 %", "rollback 100 %", "random, as long as the swap",
+    "top 10 %", "rollback, as long as the top", "tail 10 %", "first quarter", "rollback of the first quarter", "last quarter",
+)  # fmt: skip
+
+
+def layer_of(name: str) -> int:
+    return int(re.search(r"layers\.(\d+)\.", name)[1])  # type: ignore[index]
+
+
+def surgery(
+    policy: Policy, base: dict[str, torch.Tensor], plan: Plan, hands: int | None = None, only: Sequence[str] = EDITS, seed: int = 0
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Edit the policy's matrices towards `base`, count ID and OOD, put them back. One row an edit: "edit", "norm" (of all matrices
+    together, relative to the way from the policy to `base`), and counts by cell. The first row is the unedited policy.
+    """
+    rows = {name: some for name, some in cell_rows(plan.game, hands or plan.hands).items() if name in (ID, OOD)}
+    own = matrices(policy)
+    way = math.sqrt(sum(float((base[n] - own[n]).double().square().sum()) for n in own)) or 1.0  # RFT may not have moved
+
+    def counted(edit: str, norm: float) -> dict[str, Any]:
+        return {"edit": edit, "norm": norm, **{name: count_cell(policy, some) for name, some in rows.items()}}
+
+    found = [counted("none", 0.0)]
+    parameters = dict(policy.model.named_parameters())
+    made = edits(base, own, seed)
+    for edit in tqdm(only, desc="edits", mininterval=5):
+        with torch.no_grad():
+            for name, one in made[edit].items():
+                parameters[name].copy_(one.matrix)
+        found.append(counted(edit, math.sqrt(sum(one.norm**2 for one in made[edit].values())) / way))
+        with torch.no_grad():
+            for name, weight in own.items():
+                parameters[name].copy_(weight)
+    return found
+
+
+def study(preset: Preset, seed: int, plan: Plan | None = None, hands: int | None = None, home: Path | None = None) -> dict[str, Any]:
+    """What happened to the weights, for one seed: "peak" (the checkpoint chosen on validation hands), "spectra" (by comparison, the
+    reports of `spectra.scan` as plain data) and "surgery" (by pair of models, the rows of `surgery`).
+
+    Comparisons: base to peak, base to end, peak to end (the paper's), and end to RFT from the end. Surgery: the end towards the
+    peak (H8, H9), and the model that RFT made of the end back towards the end (H10).
+    """
+    given, (own, plan) = preset, plan_of(preset, plan)
+    if own.lora_rank:
+        raise UserError("The weights of an adapter are not studied here: merge it, or compare it by `python -m rftkit spectra`.")
+    record, _ = sft_stage(given, seed, plan=plan, home=home)
+    end = max(plan.checkpoints)
+    after, healed = rft_stage(given, seed, end, plan=plan, home=home)
+    best = peak(record) or min(plan.checkpoints)  # the base itself may be best
+    kept = {step: recording.weights_at(recording.run_folder(record, home), step) for step in plan.checkpoints}
+    rft = recording.weights_at(recording.run_folder(after, home), plan.rft_steps)
+    start = model_folder(own)
+    compared = {"base to peak": (start, kept[best]), "base to end": (start, kept[end]), "peak to end": (kept[best], kept[end]),
+                "end to RFT": (kept[end], rft)}  # fmt: skip
+    found: dict[str, Any] = {"seed": seed, "peak": best, "end": end, "spectra": {}, "surgery": {}}
+    for name, (a, b) in compared.items():
+        if a != b:
+            reports = spectra.scan(a, b, k=SUBSPACE, match=LANGUAGE)
+            found["spectra"][name] = {matrix: report and asdict(report) for matrix, report in reports.items()}
+    at_end = matrices(healed)
+    load_trained(healed, kept[best])
+    at_peak = matrices(healed)
+    load_trained(healed, kept[end])
+    if best != end:
+        found["surgery"]["end to peak"] = surgery(healed, at_peak, plan, hands)
+    ended = matrices(healed)
+    with torch.no_grad():
+        for name, weight in at_end.items():
+            healed.model.get_parameter(name).copy_(weight)
+    found["surgery"]["RFT to end"] = surgery(healed, ended, plan, hands, only=("swap vectors", "swap values", "rollback 50 %"))
+    return found
+
+
+SUBSPACE = 32  # leading directions that are compared, of 96 at least
+LANGUAGE = r"^model\.layers\..*_proj\.weight"  # as spectra names the language model's matrices
+
+
+STUDIES_DIR = runs.RECORDED_DIR / "points"  # of the recorded studies, weights-s0.json and so on
+
+
+def load_study(path: Path) -> dict[str, Any]:
+    """A study as `study` made it, its reports as MatrixReport. Raises UserError for a file that is none."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        data["spectra"] = {
+            name: {matrix: report and spectra.read_report(report) for matrix, report in reports.items()}
+            for name, reports in data["spectra"].items()
+        }
+        if not all("edit" in row and ID in row for rows in data["surgery"].values() for row in rows):
+            raise KeyError("edit")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{path} is no study of weights ({error!r}): make it again with `python -m rftkit record`.") from error
+    return data
+
+
+def save_study(found: dict[str, Any], path: Path) -> None:
+    """Write a study atomically, one matrix or edit apart."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    os.replace(part, path)
