@@ -1,4 +1,4 @@
-"""The arms of notebooks 02 and 04, by name: the same functions make the live run and the recorded ones.
+"""The arms of notebooks 02, 04 and 05, by name: the same functions make the live run and the recorded ones.
 
 `python -m rftkit record --seeds 1 2` repeats the runs in `course/recorded/`.
 """
@@ -13,7 +13,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from rftkit import dynamics, hub, rollouts, runs
+from rftkit import dynamics, hub, rollouts, runs, two_stage
 from rftkit.config import Preset, UserError, get_preset
 from rftkit.evals import value_at
 from rftkit.plots import alt_text, learning_curves, matched_drop, style_of
@@ -198,6 +198,28 @@ def rollouts_rate(times: float) -> Arm:
     return arm
 
 
+# --- the arms of notebook 05: GeneralPoints ----------------------------------------------------------------------------------
+
+
+def points_sft(preset: Preset, seed: int, home: Path | None = None) -> tuple[runs.RunRecord, Policy]:
+    """SFT on the game under the rule "ten", in one wording."""
+    return two_stage.sft_stage(preset, seed, home=home)
+
+
+def points_sft_diverse(preset: Preset, seed: int, home: Path | None = None) -> tuple[runs.RunRecord, Policy]:
+    """SFT on the same hands in many wordings: the competing explanation of 2510.00237."""
+    return two_stage.sft_stage(preset, seed, diverse=True, home=home)
+
+
+def points_rft(start: int) -> Arm:
+    """GRPO on the ID rule from SFT's checkpoint `start`."""
+
+    def arm(preset: Preset, seed: int, home: Path | None = None) -> tuple[runs.RunRecord, Policy]:
+        return two_stage.rft_stage(preset, seed, start, home=home)
+
+    return arm
+
+
 def _first(preset: Preset, seed: int, home: Path | None) -> tuple[Before, Policy]:
     record, policy = rft_first(preset, seed, home)
     return Before(record, run_folder(record, home) / "final"), policy
@@ -209,6 +231,9 @@ ARMS: dict[str, Arm] = {
     "self_once": self_once, "self_fresh": self_fresh, "sft_dft": sft_dft,
     **{f"sft_x{times:g}": sft_rate(times) for times in (3.0,)},  # at a tenth it is sft_rft_lr
     **{f"sft_rollouts_x{times:g}": rollouts_rate(times) for times in RATES},
+    "points_sft": points_sft,
+    **{f"points_rft_{start}": points_rft(start) for start in two_stage.PLANS["tiny"].starts},
+    "points_sft_diverse": points_sft_diverse,
 }  # fmt: skip
 
 
@@ -334,6 +359,9 @@ def main(argv: list[str]) -> int:
                 rollouts.save(rft_rollouts(get_preset(args.preset), seed), path)
             record, _ = ARMS[arm](get_preset(args.preset), seed, None)
             runs.save_record(record, runs.RECORDED_DIR / f"{args.preset}-{arm}-s{seed}.json")
+        if "points_sft" in args.arms:
+            found = two_stage.study(get_preset(args.preset), seed)
+            two_stage.save_study(found, two_stage.STUDIES_DIR / f"weights-s{seed}.json")
     if args.preset == "tiny":
         write_results()
     return 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import ctypes
 import inspect
+import itertools
 import math
 import textwrap
 import threading
@@ -21,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rftkit import jigsaw
+from rftkit import jigsaw, spectra
 from rftkit.dynamics import token_logps
 from rftkit.evals import crossing, value_at
 from rftkit.rollouts import Rollout
@@ -46,10 +47,14 @@ class Feedback:
 
 @dataclass(frozen=True)
 class Mistake:
-    """What to tell the learner, and the functions that make this mistake, each in its own way."""
+    """What to tell the learner, and the functions that make this mistake, each in its own way.
+
+    `shows` is for numbers that are rounding, thus others on each machine: whether results, beside the right ones, look so.
+    """
 
     message: str
     ways: Sequence[Function]
+    shows: Callable[[list[Any], list[Any]], bool] = lambda got, right: False
 
 
 @dataclass(frozen=True)
@@ -91,7 +96,8 @@ def _judge(fn: Function, exercise: Exercise) -> Feedback:
     if _all_same(got, right):
         return Feedback(True, f"{name} is right on {len(cases)} inputs. {exercise.praise}")
     for key, mistake in exercise.mistakes.items():
-        if any(_all_same(got, [read(way(*case)) for case in cases]) for way in mistake.ways):
+        made = any(_all_same(got, [read(way(*case)) for case in cases]) for way in mistake.ways)
+        if made or mistake.shows(got, right):
             return Feedback(False, mistake.message, key)
     case, g, r = next(x for x in zip(cases, got, right, strict=True) if not _same(x[1], x[2]))
     return Feedback(False, _difference(name, _call(exercise.right, name, case), g, r, exercise.asked))
@@ -160,9 +166,9 @@ def _call(right: Function, name: str, case: tuple[Any, ...]) -> str:
 
 
 def _show(value: Any) -> str:
-    """A value on one line, floats with five digits: enough to try it by hand."""
+    """A value on one line, floats with five digits: enough to try it by hand. Of a large tensor only the shape."""
     if isinstance(value, Tensor | np.ndarray):
-        return _show(value.tolist())
+        return _show(value.tolist()) if math.prod(value.shape) <= 40 else f"a tensor of shape {tuple(value.shape)}"
     if isinstance(value, list):
         return f"[{', '.join(map(_show, value))}]"
     if isinstance(value, Rollout):
@@ -192,6 +198,12 @@ def _tensor(value: Any) -> Tensor:
     return torch.from_numpy(
         value.detach().cpu().to_dense().double().numpy()
     )  # NumPy takes no tensor that has no numbers
+
+
+def _array(value: Any) -> Tensor:
+    """NumPy's arrays too."""
+    plain = isinstance(value, np.ndarray) and value.dtype.kind in "iuf"
+    return torch.tensor(value.astype(float).tolist(), dtype=torch.float64) if plain else _tensor(value)
 
 
 def _number(value: Any) -> Tensor:
@@ -863,3 +875,464 @@ def matched_drop(fn: Function) -> Feedback:
     never reaches the target, 0 if it does at the first evaluation.
     """
     return _judge(fn, MATCHED_DROP)
+
+
+# --- notebook 05: subspaces, whatever their basis -------------------------------------------------------------------------------------------
+
+
+def _cosines(U: Tensor, V: Tensor) -> Tensor:
+    """Of the principal angles, descending."""
+    return torch.linalg.svdvals(U.mT @ V).clamp(max=1)
+
+
+def _root_mean_square_sine(U: Tensor, V: Tensor) -> Tensor:
+    return (1 - _cosines(U, V).square()).mean().sqrt()
+
+
+def _projectors(U: Tensor, V: Tensor) -> Tensor:
+    """|UU' - VV'|_F, which is sqrt(2k) times the root mean square sine."""
+    return (U @ U.mT - V @ V.mT).norm()
+
+
+def _own_cosines(U: Tensor, V: Tensor) -> Tensor:
+    """Column i with column i."""
+    return (U * V).sum(0)
+
+
+def _assigned_cosines(U: Tensor, V: Tensor) -> Tensor:
+    """Each column with another one, all in all as near as can be."""
+    all_pairs, rows = (U.mT @ V).abs(), range(U.shape[1])
+    return max((all_pairs[rows, list(order)] for order in itertools.permutations(rows)), key=lambda c: float(c.sum()))
+
+
+def _summed_up(*cosines: Function) -> list[Function]:
+    """Distances that learners make of cosines."""
+    summaries = (
+        lambda c: (1 - c**2).clamp(min=0).mean().sqrt(),
+        lambda c: (1 - c**2).mean(),
+        lambda c: (1 - c**2).clamp(min=0).sqrt().mean(),
+        lambda c: 1 - c.mean(),
+        lambda c: (1 - c).clamp(min=0).mean().sqrt(),
+        lambda c: (1 - c.mean() ** 2).clamp(min=0).sqrt(),
+    )
+    return [lambda U, V, of=of, sum_up=sum_up: sum_up(of(U, V)) for of in cosines for sum_up in summaries]
+
+
+_HALVES = (
+    torch.tensor([[1, 1], [1, -1], [1, 1], [1, -1]]).double() / 2
+)  # exact: a span beside itself is 0 by any formula
+_PLANE = torch.eye(4).double()[:, :2]
+_TILTED = torch.tensor([[0, 0.8], [-0.6, 0], [0, 0.6], [-0.8, 0]]).double()
+_MIXED = torch.tensor([[0, 1, 0], [-0.64, 0, 0.48], [-0.6, 0, -0.8], [-0.48, 0, 0.36], [0, 0, 0]]).double()
+
+SUBSPACE_DISTANCE = Exercise(
+    right=_root_mean_square_sine,
+    cases=[
+        (_HALVES, _HALVES * torch.tensor([-1.0, 1.0])),  # a sign
+        (_PLANE, _TILTED),  # signs and order
+        (torch.eye(5).double()[:, :3], _MIXED),  # the axes within the span too
+    ],
+    read=_number,
+    asked="one number",
+    praise="It depends on the spans alone: change signs, the order, or the axes within a span, as an SVD may, and it stays.",
+    mistakes={
+        "signs": Mistake(
+            "You compared column by column, with signs. An SVD leaves the sign of each pair (u, v) open, so the same matrix may seem to have turned. "
+            "Compare the spans: UU' and VV' do not change with signs.",
+            [
+                *(
+                    lambda U, V, by=by: (U - V).norm() / by(U.shape[1])
+                    for by in (lambda k: 1, math.sqrt, lambda k: math.sqrt(2 * k))
+                ),
+                lambda U, V: (U - V).norm(dim=0).mean(),
+                lambda U, V: 1 - _own_cosines(U, V).mean(),
+                lambda U, V: (1 - _own_cosines(U, V)).mean().sqrt(),
+                lambda U, V: (1 - _own_cosines(U, V).mean() ** 2).sqrt(),
+            ],
+        ),
+        "order": Mistake(
+            "You compared the i-th column with the i-th, without signs. Where two singular values cross, their vectors change places, "
+            "and that reads as 90 degrees although the span is the same. Compare the spans as wholes.",
+            _summed_up(lambda U, V: _own_cosines(U, V).abs()),
+        ),
+        "matched": Mistake(
+            "You looked for a partner for each column. That mends signs and order, but near equal singular values the vectors turn within their span. "
+            "Use all of U'V (its Frobenius norm or its singular values), not the largest entry of each row.",
+            _summed_up(lambda U, V: (U.mT @ V).abs().amax(0), lambda U, V: (U.mT @ V).abs().amax(1), _assigned_cosines),
+        ),
+        "wrong_product": Mistake(
+            "This is 0 for any two spans: U'U and V'V are both the identity, and UV' has the norm sqrt(k) whatever they are. "
+            "The projectors are UU' and VV' (n by n), the cosines are in U'V (k by k).",
+            [lambda U, V: (U.mT @ U - V.mT @ V).norm()],
+        ),
+        "similarity": Mistake(
+            "This is 1 where the spans are equal: it says how near they are. Made of the cosines, it is to be turned into sines: sin^2 = 1 - cos^2.",
+            [
+                lambda U, V: _cosines(U, V).square().mean().sqrt(),
+                lambda U, V: _cosines(U, V).square().mean(),
+                lambda U, V: _cosines(U, V).mean(),
+                lambda U, V: _cosines(U, V).norm(),
+                lambda U, V: _cosines(U, V).square().sum(),
+            ],
+        ),
+        "unnormalised": Mistake(
+            "This grows with the number of columns, so it cannot be compared between different k: divide |UU' - VV'|_F by sqrt(2k), the most that it can be "
+            "(both projectors count each angle).",
+            [
+                _projectors,
+                lambda U, V: _projectors(U, V) / math.sqrt(2),
+                lambda U, V: _projectors(U, V) / math.sqrt(U.shape[1]),
+                lambda U, V: _projectors(U, V) ** 2,
+                lambda U, V: _projectors(U, V) ** 2 / 2,
+            ],
+        ),
+        "squared": Mistake(
+            "This is the mean of sin^2: the root is missing.",
+            [lambda U, V: _root_mean_square_sine(U, V) ** 2],
+        ),
+        "other_mean": Mistake(
+            "The sines are right, but this is their largest, smallest or plain mean. Take the root of the mean of their squares.",
+            [
+                lambda U, V: (1 - _cosines(U, V) ** 2).sqrt().max(),
+                lambda U, V: (1 - _cosines(U, V) ** 2).sqrt().min(),
+                lambda U, V: (1 - _cosines(U, V) ** 2).sqrt().mean(),
+            ],
+        ),
+    },
+)
+
+
+def subspace_distance(fn: Function) -> Feedback:
+    """fn(U (n, k), V (n, k), both with orthonormal columns) -> number in [0, 1]: the root mean square sine of the principal angles.
+
+    That is |UU' - VV'|_F / sqrt(2k), `chordal` in `spectra.Angles` (but for the trivial zeros, which that leaves out).
+    """
+    return _judge(fn, SUBSPACE_DISTANCE)
+
+
+def _basis(A: Tensor) -> Tensor:
+    return torch.linalg.qr(A).Q
+
+
+def _angles(A: Tensor, B: Tensor) -> Tensor:
+    return spectra.principal_angles(_basis(A.double()), _basis(B.double()))
+
+
+def _in_both_precisions(*ways: Function) -> list[Function]:
+    return [*ways, *(lambda A, B, way=way: way(A.double(), B.double()) for way in ways)]
+
+
+def _arccos(*cosines: Function) -> list[Function]:
+    """Of cosines that need not be cosines: clipped or not, sorted (NaN is last then) or not, in float32 and in float64."""
+    clip, leave = (lambda c: c.clamp(-1, 1)), (lambda c: c)
+    ways = [lambda A, B, of=of, then=then: then(of(A, B)).acos() for of in cosines for then in (clip, leave)]
+    return _in_both_precisions(*ways, *(lambda A, B, way=way: way(A, B).sort().values for way in ways))
+
+
+def _apart(A: Tensor, B: Tensor) -> Tensor:
+    """Column i of one basis with column i of the other."""
+    return _own_cosines(_basis(A), _basis(B))
+
+
+_FLOOR = 0.01  # radians; arccos in float32 makes up to about 0.001 of nothing
+
+
+def _off_near_zero(got: list[Tensor], right: list[Tensor]) -> bool:
+    """Large angles are right, small ones are small. A mistake is looked for in wrong results only."""
+    pairs = list(zip(got, right, strict=True))
+    return all(g.shape == r.shape for g, r in pairs) and all(
+        bool(torch.where(r < _FLOOR, g.abs() < _FLOOR, (g - r).abs() < 1e-4).all()) for g, r in pairs
+    )
+
+
+def _nan_near_zero(got: list[Tensor], right: list[Tensor]) -> bool:
+    mended = [g.nan_to_num(0).sort().values for g in got]  # a sort puts NaN last
+    return any(g.isnan().any() for g in got) and _off_near_zero(mended, right)
+
+
+def _undone(undo: Callable[[Tensor], Tensor]) -> Callable[[list[Tensor], list[Tensor]], bool]:
+    """Right angles, written down in another way; rounding near zero is left for later."""
+    return lambda got, right: _off_near_zero([undo(g) for g in got], right)
+
+
+def _same_span() -> tuple[Tensor, Tensor]:
+    """Two bases of one span of 24 dimensions in R^96, so many that some cosine is rounded up. Eighths and whole numbers: exact in float32."""
+    drawn = torch.randint(-16, 17, (96, 24), generator=torch.Generator().manual_seed(5)) / 8
+    return drawn, drawn @ torch.eye(24).add(torch.eye(24).roll(1, 0)).tril().flip(1)
+
+
+PRINCIPAL_ANGLES = Exercise(
+    right=_angles,
+    cases=[
+        (
+            torch.tensor([[1.0, 2.0], [0.0, 1.0], [1.0, 0.0], [2.0, -1.0]]),
+            torch.tensor([[2.0, 1.0], [1.0, 0.0], [0.0, -2.0], [1.0, 1.0]]),
+        ),
+        (  # 0.0002, whose cosine is 1 in float32, and 60 degrees
+            torch.tensor([[2.0, 0.0], [0.0, 1.0], [0.0, 0.0], [0.0, 0.0]]),
+            torch.tensor([[2.0, 0.0], [0.0, 1.0], [0.0004, 0.0], [0.0, math.sqrt(3)]]),
+        ),
+        _same_span(),
+    ],
+    read=_array,
+    asked="an array of shape (k,)",
+    praise="Orthonormal bases, singular values, and enough digits near 1: what is left at 0 is far below any angle of interest.",
+    mistakes={
+        "no_qr": Mistake(
+            "The columns are not orthonormal: entries of A'B are cosines only if they are, lengths and angles within A and B count otherwise. "
+            "Take Q of torch.linalg.qr for both first; unit length alone does not do.",
+            _arccos(
+                lambda A, B: torch.linalg.svdvals(A.mT @ B),
+                lambda A, B: torch.linalg.svdvals((A / A.norm(dim=0)).mT @ (B / B.norm(dim=0))),
+                lambda A, B: torch.linalg.svdvals(_basis(A).mT @ B),
+                lambda A, B: torch.linalg.svdvals(A.mT @ _basis(B)),
+            ),
+        ),
+        "columns": Mistake(
+            "You took the angles between single columns of the two bases. They change with the basis: "
+            "the principal angles are the arccos of the singular values of Qa'Qb.",
+            _arccos(_apart, lambda A, B: _apart(A, B).abs(), lambda A, B: (_basis(A).mT @ _basis(B)).abs().amax(0)),
+        ),
+        "degrees": Mistake(
+            "These are degrees. Radians are asked for, as torch.acos and numpy.arccos return them.",
+            [lambda A, B: _angles(A, B).rad2deg()],
+            _undone(torch.deg2rad),
+        ),
+        "cosines": Mistake(
+            "These are the cosines: the arccos is missing.",
+            [lambda A, B: _angles(A, B).cos(), lambda A, B: _angles(A, B).cos().flip(0)],
+            _undone(lambda g: g.clamp(-1, 1).acos().sort().values),
+        ),
+        "descending": Mistake(
+            "The angles are right, but the largest is first. Singular values come in descending order, so their arccos ascends; leave it so.",
+            [lambda A, B: _angles(A, B).flip(0)],
+            _undone(lambda g: g.flip(0) if g.ndim == 1 else g),
+        ),
+        "not_clipped": Mistake(
+            "Where the spans share a direction you return NaN: rounding makes its cosine 1.0000001, which has no arccos. "
+            "Clip the cosines to at most 1 (and mind that arccos is blind near 1: see to the digits too).",
+            [],
+            _nan_near_zero,
+        ),
+        "float_floor": Mistake(
+            "Large angles are right, small ones are rounding: near 1, arccos turns an error e into an angle of sqrt(2 e), in float32 0.0003 and more, "
+            "and it takes 0.0002 for 0. Use float64 before the QR, or for small angles the arcsin of the singular values of Qb - Qa Qa'Qb.",
+            [],
+            _off_near_zero,
+        ),
+    },
+)
+
+
+def principal_angles(fn: Function) -> Feedback:
+    """fn(A (n, k), B (n, k), float32, of rank k) -> (k,): angles between the spans of their columns in radians, ascending.
+
+    The columns are not orthonormal. `spectra.principal_angles` wants them so (Bjorck and Golub 1973).
+    """
+    return _judge(fn, PRINCIPAL_ANGLES)
+
+
+# --- notebook 05: angles that must be zero ------------------------------------------------------------------------------------------------
+
+
+def _clipped(count: Callable[[int, int], float]) -> list[Function]:
+    return [count, lambda n, k: max(0, count(n, k))]
+
+
+TRIVIAL_ZEROS = Exercise(
+    right=lambda n, k: spectra.trivial_zeros(n, k, k),
+    cases=[(4096, 768), (1024, 768), (512, 512), (8, 4), (7, 5)],
+    read=_number,
+    asked="one number",
+    praise="Where k + k directions do not fit into n, the excess is shared, whatever the two matrices are. Leave those angles out before you speak of stability.",
+    mistakes={
+        "always_zero": Mistake(
+            "You say that nothing must be shared. Two planes of R^3 meet in a line whatever they are: 2 + 2 directions do not fit into 3.",
+            [lambda n, k: 0],
+        ),
+        "not_clipped": Mistake(
+            "This is negative where two subspaces have room beside each other. There none must be shared: at least 0.",
+            [lambda n, k: 2 * k - n],
+        ),
+        "complement": Mistake(
+            "This is n - k, the room that the first subspace leaves to the second: so many angles may be other than 0 (k at most). "
+            "Asked for is how many of the k angles are not free.",
+            [lambda n, k: n - k, lambda n, k: min(k, n - k)],
+        ),
+        "half": Mistake(
+            "You count by how much one subspace exceeds half of the space. Both do, so twice as many are shared: try two planes of R^3.",
+            [*_clipped(lambda n, k: k - n / 2), *_clipped(lambda n, k: k - n // 2)],
+        ),
+        "all_of_them": Mistake(
+            "You say that all k angles are 0. So it is only for k = n; beyond half of n it is the excess of k + k over n.",
+            [lambda n, k: k, lambda n, k: k if 2 * k > n else 0, lambda n, k: k if 2 * k >= n else 0],
+        ),
+        "only_whole_space": Mistake(
+            "You see the zeros of k = n only. They begin where k exceeds half of n: two planes of R^3 meet in a line.",
+            [lambda n, k: k if k == n else 0],
+        ),
+        "one": Mistake("You say whether an angle must be 0. Asked for is how many.", [lambda n, k: int(2 * k > n)]),
+        "off_by_one": Mistake(
+            "This is off by one: k = n/2 still fits twice into n, and two planes of R^3 share exactly one direction.",
+            [*_clipped(lambda n, k: 2 * k - n + 1), *_clipped(lambda n, k: 2 * k - n - 1)],
+        ),
+        "share": Mistake(
+            "This is a share. The number of angles is asked for: do not divide.",
+            [lambda n, k: max(0, 2 * k - n) / k, lambda n, k: max(0, 2 * k - n) / n],
+        ),
+    },
+)
+
+
+def trivial_zeros(fn: Function) -> Feedback:
+    """fn(n, k), 1 <= k <= n -> number: how many of the k principal angles of any two k-subspaces of R^n are 0 whatever they are."""
+    return _judge(fn, TRIVIAL_ZEROS)
+
+
+# --- notebook 05: restored vectors --------------------------------------------------------------------------------------------------------
+
+_SVD = tuple[Tensor, Tensor, Tensor]  # U, S and V (not V')
+
+
+def _surgery(*builds: Callable[[_SVD, _SVD, int], Tensor]) -> list[Function]:
+    """Functions of the matrices, from functions of the base's and the tuned SVD."""
+
+    def way(build: Callable[[_SVD, _SVD, int], Tensor]) -> Function:
+        return lambda base, tuned, k: build(_decomposed(base), _decomposed(tuned), k)
+
+    return [way(build) for build in builds]
+
+
+def _decomposed(W: Tensor) -> _SVD:
+    U, S, Vh = torch.linalg.svd(W, full_matrices=False)
+    return U, S, Vh.mT
+
+
+def _top(ours: Tensor, theirs: Tensor, k: int) -> Tensor:
+    """The first k columns of `ours`, or values, in place of those of `theirs`."""
+    return torch.cat([ours[..., :k], theirs[..., k:]], -1)
+
+
+def _nearest(X: Tensor) -> Tensor:
+    P, _, Qh = torch.linalg.svd(X, full_matrices=False)
+    return P @ Qh
+
+
+def _gram_schmidt(X: Tensor) -> Tensor:
+    Q, R = torch.linalg.qr(X)
+    return Q * R.diagonal().sign()
+
+
+def _as_mixed(X: Tensor) -> Tensor:
+    return X
+
+
+def _mixing(*pairs: tuple[Function, Function], values: Callable[[_SVD, _SVD, int], Tensor]) -> list[Function]:
+    """U_mix S V_mix', each basis made orthonormal, or not, by its function."""
+    return _surgery(
+        *(
+            lambda b, t, k, f=f, g=g: f(_top(b[0], t[0], k)) * values(b, t, k) @ g(_top(b[2], t[2], k)).mT
+            for f, g in pairs
+        )
+    )
+
+
+def _tuned_values(b: _SVD, t: _SVD, k: int) -> Tensor:
+    return t[1]
+
+
+_EITHER = (_nearest, _as_mixed)
+
+RESTORE_TOP = Exercise(
+    right=lambda base, tuned, k: spectra.restore_top(base, tuned, k, orthonormal=True).matrix,
+    cases=[
+        (
+            torch.tensor([[2.0, 0.3, -0.5], [0.1, 1.2, 0.4], [-0.6, 0.2, 0.7]]).double(),
+            torch.tensor([[2.8, -0.5, -0.3], [0.3, 0.7, 1.5], [-0.1, 0.9, 0.3]]).double(),
+            2,
+        ),
+        (
+            torch.tensor([[1.5, -0.2, 0.6], [0.4, 1.0, -0.7], [0.9, 0.3, 0.2], [-0.1, 0.8, 0.5]]).double(),
+            torch.tensor([[1.1, 0.5, 0.4], [0.8, 1.3, -0.3], [0.6, -0.2, 0.7], [0.2, 1.1, 0.9]]).double(),
+            1,
+        ),
+    ],
+    read=_array,
+    asked="an array of shape (m, n)",
+    praise="Its singular values are those of the tuned matrix exactly, so whatever it changes, it is the vectors.",
+    mistakes={
+        "not_orthonormal": Mistake(
+            "You multiplied U_mix S V_mix' as it is. Columns of two bases are not orthonormal, so S are not the singular values of this product: values changed with the vectors. "
+            "Take the nearest orthonormal bases, of U_mix and of V_mix, first.",
+            _mixing((_as_mixed, _as_mixed), (_nearest, _as_mixed), (_as_mixed, _nearest), values=_tuned_values),
+        ),
+        "transposed": Mistake(
+            "V is transposed. torch.linalg.svd returns Vh = V': its right singular vectors are rows, so mix rows, Vh[:k], or the columns of Vh.T, "
+            "and multiply by V' in the end.",
+            _surgery(
+                *(lambda b, t, k, f=f: f(_top(b[0], t[0], k)) * t[1] @ f(_top(b[2].mT, t[2].mT, k)) for f in _EITHER),
+                *(lambda b, t, k, f=f: f(_top(b[0], t[0], k)) * t[1] @ f(_top(b[2], t[2], k)) for f in _EITHER),
+            ),
+        ),
+        "values_swapped": Mistake(
+            "You restored values and kept the tuned vectors. It is the other way round: vectors of the base, values of the tuned matrix.",
+            _surgery(
+                lambda b, t, k: t[0] * b[1] @ t[2].mT,
+                lambda b, t, k: t[0] * _top(b[1], t[1], k) @ t[2].mT,
+            ),
+        ),
+        "base_values": Mistake(
+            "The base's values came along with its vectors. Then nobody can tell which of them did it: all values are to be the tuned ones.",
+            [
+                *_mixing(*((f, f) for f in _EITHER), values=lambda b, t, k: _top(b[1], t[1], k)),
+                *_mixing(*((f, f) for f in _EITHER), values=lambda b, t, k: b[1]),
+            ],
+        ),
+        "all_vectors": Mistake(
+            "You restored all vectors. Only the first k pairs are to be the base's.",
+            _surgery(lambda b, t, k: b[0] * t[1] @ b[2].mT, lambda b, t, k: b[0] * b[1] @ b[2].mT),
+        ),
+        "one_side": Mistake(
+            "You restored only one side. Singular vectors come in pairs: mix U and V alike.",
+            _surgery(
+                *(lambda b, t, k, f=f: f(_top(b[0], t[0], k)) * t[1] @ t[2].mT for f in _EITHER),
+                *(lambda b, t, k, f=f: t[0] * t[1] @ f(_top(b[2], t[2], k)).mT for f in _EITHER),
+            ),
+        ),
+        "roles": Mistake(
+            "Base and tuned have changed places: the first k pairs are to be the base's, the others and all values the tuned ones.",
+            _surgery(
+                *(
+                    lambda b, t, k, f=f, i=i: f(_top(t[0], b[0], k)) * (b, t)[i][1] @ f(_top(t[2], b[2], k)).mT
+                    for f in _EITHER
+                    for i in (0, 1)
+                )
+            ),
+        ),
+        "last_pairs": Mistake(
+            "You restored the last k pairs. Singular values descend: the leading ones are the first.",
+            _surgery(
+                *(lambda b, t, k, f=f: f(_top(t[0], b[0], -k)) * t[1] @ f(_top(t[2], b[2], -k)).mT for f in _EITHER)
+            ),
+        ),
+        "qr_signs": Mistake(
+            "Q of a QR decomposition may have columns of the other sign (where R has a negative diagonal), in U other ones than in V: pairs turn round, "
+            "and the result is far from the tuned matrix. Take the nearest orthonormal basis: P Q' of the SVD P D Q' of U_mix.",
+            _mixing((_basis, _basis), values=_tuned_values),
+        ),
+        "gram_schmidt": Mistake(
+            "The values are kept, but by Gram-Schmidt (QR): it leaves the first columns alone and the last ones take the whole change. "
+            "Asked for is the nearest orthonormal basis, which treats all alike: P Q' of the SVD P D Q' of U_mix.",
+            _mixing((_gram_schmidt, _gram_schmidt), values=_tuned_values),
+        ),
+    },
+)
+
+
+def restore_top(fn: Function) -> Feedback:
+    """fn(base (m, n), tuned (m, n), k) -> (m, n): the base's first k pairs (u_i, v_i) in place of the tuned ones, all values tuned.
+
+    m >= n, float64. U_mix and V_mix are to be replaced by the nearest matrices with orthonormal columns: P Q' of an SVD P D Q'.
+    `spectra.restore` with `orthonormal`.
+    """
+    return _judge(fn, RESTORE_TOP)

@@ -383,9 +383,9 @@ def _full_prompt(hand: Hand, explained: bool, wording: int) -> str:
 
 
 def answer_text(hand: Hand, formula: str) -> str:
-    """A reply with this formula: "numbers 3 10 5 ; formula 10 + 5 - 3 = 12" (short), a JSON object (full)."""
+    """A reply with this formula: "numbers 3 10 5 ; 10 + 5 - 3 = 12" (short), a JSON object (full)."""
     if hand.game.style == "short":
-        return f"numbers {' '.join(map(str, hand.numbers))} ; formula {formula} = {hand.target}"
+        return f"numbers {' '.join(map(str, hand.numbers))} ; {formula} = {hand.target}"
     tight = formula.replace("( ", "(").replace(" )", ")")
     return json.dumps({"cards": hand.names, "number": hand.numbers, "formula": f"{tight} = {hand.target}"})
 
@@ -420,8 +420,8 @@ _TOKEN = re.compile(r"[0-9]+|\S")
 def parse(text: str | None, hand: Hand) -> Parsed:
     """Read a reply, whatever it is, in time linear in its length; None counts as empty, only the end is read (MAX_TEXT).
 
-    Full style: the last {...} that is JSON, else the last "formula": "...". Short style: what follows the last word
-    "formula", up to a ";" or the end of its line. What stands behind "=" is not read: a wrong result claimed there is
+    Full style: the last {...} that is JSON, else the last "formula": "...". Short style: what follows the last ";",
+    up to the end of its line. What stands behind "=" is not read: a wrong result claimed there is
     no fault, as in the paper's environment. Spaces are, unlike there.
     """
     clean = (text or "")[-MAX_TEXT:].strip().removesuffix("<|im_end|>")
@@ -437,9 +437,9 @@ def parse(text: str | None, hand: Hand) -> Parsed:
 
 
 def _short_fields(text: str) -> tuple[str, tuple[int, ...]]:
-    before, _, after = text.lower().rpartition("formula") if "formula" in text.lower() else (text.lower(), "", "")
+    before, _, after = text.lower().rpartition(";") if ";" in text else (text.lower(), "", "")
     listed = before.rpartition("numbers")[2].partition(";")[0] if "numbers" in before else ""
-    return re.split(r"[;\n]", after, maxsplit=1)[0].strip(" :."), _read_numbers(listed.split())
+    return after.partition("\n")[0].strip(" :."), _read_numbers(listed.split())
 
 
 def _json_fields(text: str) -> tuple[str, tuple[int, ...]]:

@@ -36,7 +36,8 @@ ATTEMPTS = 5
 @dataclass(frozen=True)
 class Plan:
     """Sizes and rates of both stages at one tier. `checkpoints` are the updates of SFT that are evaluated and whose weights are
-    kept, `starts` those (0 is the base) that RFT begins from; `hands` are tested a cell, `picked` serve to choose the peak."""
+    kept, `starts` those (0 is the base) that RFT begins from; `hands` are tested of ID and of OOD, `picked` of the other two cells;
+    as many other hands of ID and OOD serve to choose the peak, and at most `probed` questions are asked of each prior probe."""
 
     game: points.Game
     sft_lr: float
@@ -46,20 +47,25 @@ class Plan:
     rft_steps: int
     max_completion: int
     hands: int = 1000
-    picked: int = 500
+    picked: int = 300
+    probed: int = 50
+
+    def label(self, what: str) -> str:
+        """For the settings of a run: what is trained on, and all that decides what is measured."""
+        game = self.game
+        target = game.target or f"1 to {game.largest}"
+        return f"{what}: {game.cards} cards to {target} by {game.operators}; {self.hands} and {self.picked} hands evaluated"
 
 
 PLANS = {
-    "tiny": Plan(
-        points.TINY, 1e-4, (10, 20, 30, 40, 60, 80, 120, 160, 240, 320), (0, 20, 40, 80, 160, 320), 1e-4, 60, 24
-    ),
+    "tiny": Plan(points.TINY, 5e-4, (10, 20, 30, 40, 60, 80, 120, 160, 240, 320), (0, 20, 40, 80, 160, 320), 1e-4, 60, 24),
     # rates, batch and checkpoints of the paper's repository; GRPO in place of its PPO
     "qlora": Plan(
-        points.PAPER, 1e-4, (10, 30, 60, 90, 140, 200, 300, 400), (0, 90, 140, 300, 400), 1e-5, 100, 256, 1000, 500
+        points.PAPER, 1e-4, (10, 30, 60, 90, 140, 200, 300, 400), (0, 90, 140, 300, 400), 1e-5, 100, 256, probed=200
     ),
     "full": Plan(
         points.PAPER, 1e-6, (30, 90, 140, 200, 300, 500, 700, 900, 1100, 1300, 1600), (0, 90, 140, 300, 500, 700, 900, 1100, 1300, 1600),
-        1e-6, 100, 256,
+        1e-6, 100, 256, probed=500,
     ),
 }  # fmt: skip
 
@@ -68,7 +74,9 @@ def plan_of(preset: Preset, plan: Plan | None = None) -> tuple[Preset, Plan]:
     """The preset as this experiment uses it, and its plan: the tiny tier starts from the base that knows cards."""
     plan = plan or PLANS[preset.name]
     model = CARDS if preset.name == "tiny" and preset.model == "bundled" else preset.model
-    return replace(preset, model=model, max_completion=plan.max_completion), plan
+    return replace(
+        preset, model=model, max_completion=plan.max_completion, eval_n=min(preset.eval_n, plan.probed)
+    ), plan
 
 
 # --- measuring -------------------------------------------------------------------------------------------------------------
@@ -76,14 +84,18 @@ def plan_of(preset: Preset, plan: Plan | None = None) -> tuple[Preset, Plan]:
 
 def cell_rows(game: points.Game, n: int, split: str = "test") -> dict[str, list[Row]]:
     """n hands of each cell, the same for every run."""
-    return {f"{rule}-{hands}": points.task(game, rule, hands).rows(recording.EVAL_SEED, n, split) for rule, hands in CELLS}
+    return {
+        f"{rule}-{hands}": points.task(game, rule, hands).rows(recording.EVAL_SEED, n, split) for rule, hands in CELLS
+    }
 
 
 def count_cell(policy: Policy, rows: Sequence[Row]) -> dict[str, int]:
     """Greedy replies to one cell: "correct", "wrong", "unparseable", and "read": replies that say every card's number right."""
     texts = generate(policy, list(rows))
     verdicts = [points.score(text, row.data["hand"]).verdict for text, row in zip(texts, rows, strict=True)]
-    read = sum(points.parse(t, r.data["hand"]).numbers == r.data["hand"].numbers for t, r in zip(texts, rows, strict=True))
+    read = sum(
+        points.parse(t, r.data["hand"]).numbers == r.data["hand"].numbers for t, r in zip(texts, rows, strict=True)
+    )
     return {v: verdicts.count(v) for v in ("correct", "wrong", "unparseable")} | {"read": read}
 
 
@@ -105,12 +117,16 @@ def solved_with_feedback(policy: Policy, rows: Sequence[Row], limit: int = ATTEM
 
 
 def evaluation(plan: Plan) -> recording.Evaluate:
-    """What both stages are judged by: the four cells on test and validation hands, the loss on validation answers, the probes.
+    """What both stages are judged by: the four cells on test hands, ID and OOD on validation hands, losses there, the probes.
 
     In the row of the record new_exact is the accuracy on ID, new_hit its share of hands whose cards are all read right; "cells" and
     "validation" hold counts by cell, "loss" nats a token on validation answers by cell, "feedback" hands out of FEEDBACK_N.
     """
-    test, validation = cell_rows(plan.game, plan.hands), cell_rows(plan.game, plan.picked, "validation")
+    test = {
+        name: rows if name in (ID, OOD) else rows[: plan.picked]
+        for name, rows in cell_rows(plan.game, plan.hands).items()
+    }
+    validation = cell_rows(plan.game, plan.picked, "validation")
 
     def evaluate(policy: Policy) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         cells = {name: count_cell(policy, rows) for name, rows in test.items()}
@@ -120,7 +136,9 @@ def evaluation(plan: Plan) -> recording.Evaluate:
             loss[name] = float(-sums.sum() / counts.sum())
         preset = policy.preset
         prior = {
-            name: evals.evaluate(lambda rows: generate(policy, rows), task, task.rows(recording.EVAL_SEED, preset.eval_n))
+            name: evals.evaluate(
+                lambda rows: generate(policy, rows), task, task.rows(recording.EVAL_SEED, preset.eval_n)
+            )
             for name, task in hub.probes(preset).items()
         }
         texts = generate(policy, test[OOD][:3])
@@ -134,7 +152,7 @@ def evaluation(plan: Plan) -> recording.Evaluate:
             "new_hit": cells[ID]["read"] / plan.hands,
             "new_n": plan.hands,
             "cells": cells,
-            "validation": {name: count_cell(policy, rows) for name, rows in validation.items()},
+            "validation": {name: count_cell(policy, validation[name]) for name in (ID, OOD)},
             "loss": loss,
             "feedback": {name: solved_with_feedback(policy, test[name][:FEEDBACK_N]) for name in (ID, OOD)},
             "prior": {name: asdict(count) for name, count in prior.items()},
@@ -157,7 +175,7 @@ def sft_stage(
     wordings = range(1, points.WORDINGS) if diverse else (0,)
     task = points.task(plan.game, "ten", "any", wordings=tuple(wordings))
     name = "points_sft_diverse" if diverse else "points_sft"
-    data = Data(name, lambda policy, folder: Lazy(preset.train_n, lambda i: task.row(seed, i, "train")))
+    data = Data(plan.label(name), lambda policy, folder: Lazy(preset.train_n, lambda i: task.row(seed, i, "train")))
     return train_sft(
         preset, seed, name=name, data=data, lr=plan.sft_lr, steps=max(plan.checkpoints), eval_steps=set(plan.checkpoints),
         save_at=set(plan.checkpoints), evaluate=evaluation(plan), home=home,
@@ -175,14 +193,16 @@ def rft_stage(
     """Stage 2: GRPO on the ID rule from SFT's checkpoint `start`, or from the base where that is 0."""
     given, (preset, plan) = preset, plan_of(preset, plan)
     if start and start not in plan.checkpoints:
-        raise UserError(f"There is no checkpoint of update {start}: choose one of {', '.join(map(str, (0, *plan.checkpoints)))}.")
+        raise UserError(
+            f"There is no checkpoint of update {start}: choose one of {', '.join(map(str, (0, *plan.checkpoints)))}."
+        )
     before = None
     if start:
         record, _ = sft_stage(given, seed, diverse=diverse, plan=plan, home=home)
         # cut where the checkpoint is: the record of this stage goes on from there
         cut = replace(record, metrics=[row for row in record.metrics if row["step"] <= start], samples=[])
         before = recording.Before(cut, recording.weights_at(recording.run_folder(record, home), start))
-    practice = Practice("points-ten-any", points.task(plan.game, "ten", "any"), (reward,))
+    practice = Practice(plan.label("points-ten-any"), points.task(plan.game, "ten", "any"), (reward,))
     return train_rft(
         preset, seed, name=f"points_rft{'_diverse' if diverse else ''}_{start}", lr=plan.rft_lr, steps=plan.rft_steps, practice=practice,
         after=before, evaluate=evaluation(plan), save_at={plan.rft_steps}, home=home,
@@ -218,7 +238,9 @@ def at(record: runs.RunRecord, step: int, cell: str = OOD, split: str = "cells")
     """Share of a cell's hands solved at an update that was evaluated."""
     steps, shares = accuracy(record, cell, split)
     if step not in steps:
-        raise UserError(f"Run {record.name} was not evaluated at update {step}: choose one of {', '.join(f'{s:.0f}' for s in steps)}.")
+        raise UserError(
+            f"Run {record.name} was not evaluated at update {step}: choose one of {', '.join(f'{s:.0f}' for s in steps)}."
+        )
     return float(shares[list(steps).index(step)])
 
 
@@ -240,7 +262,9 @@ def matrices(policy: Policy) -> dict[str, torch.Tensor]:
     return {n: p.detach().clone() for n, p in policy.model.named_parameters() if re.search(MATRICES, n)}
 
 
-def edits(base: dict[str, torch.Tensor], tuned: dict[str, torch.Tensor], seed: int = 0) -> dict[str, dict[str, spectra.Edit]]:
+def edits(
+    base: dict[str, torch.Tensor], tuned: dict[str, torch.Tensor], seed: int = 0
+) -> dict[str, dict[str, spectra.Edit]]:
     """Every edit of `tuned` towards `base`, by name and matrix: what the paper did, and beside each a control of equal size.
 
     "swap vectors" and "swap values" (all pairs), "top 10 %" and "tail 10 %" of the pairs, "first quarter" and "last quarter" of the layers
@@ -288,7 +312,9 @@ def surgery(
     """
     rows = {name: some for name, some in cell_rows(plan.game, hands or plan.hands).items() if name in (ID, OOD)}
     own = matrices(policy)
-    way = math.sqrt(sum(float((base[n] - own[n]).double().square().sum()) for n in own)) or 1.0  # RFT may not have moved
+    way = (
+        math.sqrt(sum(float((base[n] - own[n]).double().square().sum()) for n in own)) or 1.0
+    )  # RFT may not have moved
 
     def counted(edit: str, norm: float) -> dict[str, Any]:
         return {"edit": edit, "norm": norm, **{name: count_cell(policy, some) for name, some in rows.items()}}
@@ -307,7 +333,9 @@ def surgery(
     return found
 
 
-def study(preset: Preset, seed: int, plan: Plan | None = None, hands: int | None = None, home: Path | None = None) -> dict[str, Any]:
+def study(
+    preset: Preset, seed: int, plan: Plan | None = None, hands: int | None = None, home: Path | None = None
+) -> dict[str, Any]:
     """What happened to the weights, for one seed: "peak" (the checkpoint chosen on validation hands), "spectra" (by comparison, the
     reports of `spectra.scan` as plain data) and "surgery" (by pair of models, the rows of `surgery`).
 
@@ -316,7 +344,9 @@ def study(preset: Preset, seed: int, plan: Plan | None = None, hands: int | None
     """
     given, (own, plan) = preset, plan_of(preset, plan)
     if own.lora_rank:
-        raise UserError("The weights of an adapter are not studied here: merge it, or compare it by `python -m rftkit spectra`.")
+        raise UserError(
+            "The weights of an adapter are not studied here: merge it, or compare it by `python -m rftkit spectra`."
+        )
     record, _ = sft_stage(given, seed, plan=plan, home=home)
     end = max(plan.checkpoints)
     after, healed = rft_stage(given, seed, end, plan=plan, home=home)
@@ -341,7 +371,9 @@ def study(preset: Preset, seed: int, plan: Plan | None = None, hands: int | None
     with torch.no_grad():
         for name, weight in at_end.items():
             healed.model.get_parameter(name).copy_(weight)
-    found["surgery"]["RFT to end"] = surgery(healed, ended, plan, hands, only=("swap vectors", "swap values", "rollback 50 %"))
+    found["surgery"]["RFT to end"] = surgery(
+        healed, ended, plan, hands, only=("swap vectors", "swap values", "rollback 50 %")
+    )
     return found
 
 
@@ -363,7 +395,9 @@ def load_study(path: Path) -> dict[str, Any]:
         if not all("edit" in row and ID in row for rows in data["surgery"].values() for row in rows):
             raise KeyError("edit")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{path} is no study of weights ({error!r}): make it again with `python -m rftkit record`.") from error
+        raise UserError(
+            f"{path} is no study of weights ({error!r}): make it again with `python -m rftkit record`."
+        ) from error
     return data
 
 

@@ -24,6 +24,10 @@ CHECKS = {
     check.keep_correct: check.KEEP_CORRECT,
     check.instance_filter: check.INSTANCE_FILTER,
     check.matched_drop: check.MATCHED_DROP,
+    check.subspace_distance: check.SUBSPACE_DISTANCE,
+    check.principal_angles: check.PRINCIPAL_ANGLES,
+    check.trivial_zeros: check.TRIVIAL_ZEROS,
+    check.restore_top: check.RESTORE_TOP,
 }
 every_check = pytest.mark.parametrize("try_it", CHECKS, ids=lambda c: c.__name__)
 
@@ -154,6 +158,95 @@ def drop_interp(steps, new, prior, target):
     return 100 * (prior[0] - value_at(steps, prior, steps[-1] if step is None else step))
 
 
+def rms(x):
+    return x.pow(2).mean().sqrt()
+
+
+def column_cosines(U, V):
+    return F.cosine_similarity(U, V, dim=0)
+
+
+def numpy_angles(A, B, dtype=np.float64, clip=True, qr=lambda x: np.linalg.qr(x)[0]):
+    """As NumPy's array, by arccos."""
+    cosines = np.linalg.svd(qr(A.numpy().astype(dtype)).T @ qr(B.numpy().astype(dtype)), compute_uv=False)
+    with np.errstate(invalid="ignore"):
+        return np.arccos(np.clip(cosines, -1, 1) if clip else cosines)
+
+
+def torch_angles(A, B, clip=True):
+    """In float32, as it comes."""
+    cosines = torch.linalg.svdvals(torch.linalg.qr(A)[0].T @ torch.linalg.qr(B)[0])
+    return torch.arccos(cosines.clip(-1, 1) if clip else cosines)
+
+
+def angles_by_sines(A, B):
+    """In float32 throughout, and yet right: arctan2 of sines and cosines."""
+    a, b = torch.linalg.qr(A).Q, torch.linalg.qr(B).Q
+    cosines, sines = torch.linalg.svdvals(a.T @ b), torch.linalg.svdvals(b - a @ (a.T @ b))
+    return torch.atan2(sines.flip(0), cosines)
+
+
+def angles_by_projectors(A, B):
+    """sin^2 are the eigenvalues of B'(1 - P)B against B'B."""
+    A, B = A.double(), B.double()
+    rest = B - A @ torch.linalg.lstsq(A, B).solution
+    whiten = torch.linalg.inv(torch.linalg.cholesky(B.T @ B))
+    return torch.linalg.svdvals(rest @ whiten.T).flip(0).clamp(max=1).asin()
+
+
+def unit(A):
+    return A / A.norm(dim=0, keepdim=True)
+
+
+def bare(A):
+    return A
+
+
+def symmetric(X):
+    """The nearest orthonormal basis another way: X (X'X)^-1/2."""
+    values, vectors = np.linalg.eigh(X.T @ X)
+    return X @ (vectors / np.sqrt(values)) @ vectors.T
+
+
+def one_by_one(X):
+    """Gram and Schmidt by hand."""
+    done = []
+    for x in X.T:
+        x = x - sum((x @ q) * q for q in done)
+        done.append(x / np.linalg.norm(x))
+    return np.stack(done, 1)
+
+
+def restoring(orthonormal=symmetric, ours=None, of_u=True, of_v=True, values=None):
+    """Pair by pair, in NumPy; `ours(i, k, n)` says which pairs are the base's."""
+    ours = ours or (lambda i, k, n: i < k)
+
+    def fn(base, tuned, k):
+        (ub, sb, vb), (ut, st, vt) = (np.linalg.svd(w.numpy(), full_matrices=False) for w in (base, tuned))
+        n = len(st)
+        u = np.stack([(ub if of_u and ours(i, k, n) else ut)[:, i] for i in range(n)], 1)
+        v = np.stack([(vb if of_v and ours(i, k, n) else vt)[i] for i in range(n)], 1)
+        s = st if values is None else values(sb, st, k)
+        return orthonormal(u) @ np.diag(s) @ orthonormal(v).T
+
+    return fn
+
+
+def torch_restored(base, tuned, k):
+    Ub, _, Vbh = torch.linalg.svd(base, full_matrices=False)
+    Ut, S, Vth = torch.linalg.svd(tuned, full_matrices=False)
+    U, V = torch.cat([Ub[:, :k], Ut[:, k:]], 1), torch.cat([Vbh[:k], Vth[k:]]).T
+    (P, _, Qh), (X, _, Yh) = (torch.linalg.svd(M, full_matrices=False) for M in (U, V))
+    return P @ Qh @ torch.diag(S) @ (X @ Yh).T
+
+
+def rows_for_columns(base, tuned, k):
+    Ub, _, Vb = torch.linalg.svd(base, full_matrices=False)
+    Ut, S, Vt = torch.linalg.svd(tuned, full_matrices=False)
+    Ut[:, :k], Vt[:, :k] = Ub[:, :k], Vb[:, :k]
+    return Ut @ torch.diag(S) @ Vt
+
+
 RIGHT = {
     check.per_example_gradients: [gradients_by_autograd, gradients_by_vmap, gradients_by_loop, lambda *a: gradients_by_loop(*a).double()],
     check.answer_log_likelihood: [lambda z, t: logp(z, t).sum(1), lambda z, t: -nll(z, t).sum(1)],
@@ -172,6 +265,15 @@ RIGHT = {
         lambda c, n=8: torch.tensor(c) > 0,
     ],
     check.matched_drop: [drop_by_loop, drop_by_grid, lambda *a: drop_by_loop(*(list(x) for x in a[:3]), a[3])],
+    check.subspace_distance: [
+        lambda U, V: torch.linalg.norm(U @ U.T - V @ V.T) / (2 * U.shape[1]) ** 0.5,
+        lambda U, V: float((1 - (U.T @ V).pow(2).sum() / U.shape[1]).clamp(min=0).sqrt()),
+        lambda U, V: rms(torch.arccos(torch.linalg.svdvals(U.T @ V).clip(max=1)).sin()),
+        lambda U, V: np.linalg.norm(V - U @ (U.T @ V)) / np.sqrt(U.shape[1]),
+    ],
+    check.principal_angles: [numpy_angles, angles_by_sines, angles_by_projectors, lambda A, B: torch_angles(A.double(), B.double()).float()],
+    check.trivial_zeros: [lambda n, k: 2 * k - n if 2 * k > n else 0, lambda n, k: np.maximum(2 * k - n, 0), lambda n, k: torch.tensor(k - min(k, n - k))],
+    check.restore_top: [restoring(), torch_restored, lambda *a: torch.from_numpy(restoring()(*a))],
 }  # fmt: skip
 
 WRONG = {
@@ -277,6 +379,79 @@ WRONG = {
         ("number_though_never_reached", drop_interp),
         ("last_crossing", lambda s, new, prior, t: drop_by_loop(s, new, prior, t) if new[0] >= t or max(new) < t
          else 100 * (prior[0] - np.interp(t, new[3:5], prior[3:5]))),
+    ],
+    check.subspace_distance: [
+        ("signs", lambda U, V: torch.linalg.norm(U - V)),
+        ("signs", lambda U, V: (U - V).norm() / (2 * U.shape[1]) ** 0.5),
+        ("signs", lambda U, V: 1 - column_cosines(U, V).mean()),
+        ("order", lambda U, V: 1 - column_cosines(U, V).abs().mean()),
+        ("order", lambda U, V: rms(torch.arccos(column_cosines(U, V).abs().clip(max=1)).sin())),
+        ("order", lambda U, V: (1 - (U.T @ V).diagonal() ** 2).mean().sqrt()),
+        ("matched", lambda U, V: 1 - (U.T @ V).abs().max(1).values.mean()),
+        ("matched", lambda U, V: (1 - (U.T @ V).pow(2).max(0).values).mean().sqrt()),
+        ("wrong_product", lambda U, V: torch.linalg.norm(U.T @ U - V.T @ V) / (2 * U.shape[1]) ** 0.5),
+        ("wrong_product", lambda U, V: (1 - (U @ V.T).pow(2).sum() / U.shape[1]).clamp(min=0).sqrt()),
+        ("similarity", lambda U, V: (U.T @ V).norm() / U.shape[1] ** 0.5),
+        ("similarity", lambda U, V: (U.T @ V).pow(2).sum() / U.shape[1]),
+        ("unnormalised", lambda U, V: (U @ U.T - V @ V.T).norm()),
+        ("unnormalised", lambda U, V: (U.shape[1] - (U.T @ V).pow(2).sum()).clamp(min=0).sqrt()),
+        ("unnormalised", lambda U, V: U.shape[1] - (U.T @ V).pow(2).sum()),
+        ("squared", lambda U, V: 1 - (U.T @ V).pow(2).sum() / U.shape[1]),
+        ("other_mean", lambda U, V: torch.linalg.matrix_norm(U @ U.T - V @ V.T, 2)),
+        ("other_mean", lambda U, V: torch.linalg.svdvals(V - U @ (U.T @ V)).mean()),
+    ],
+    check.principal_angles: [
+        ("no_qr", lambda A, B: numpy_angles(A, B, qr=bare)),
+        ("no_qr", lambda A, B: numpy_angles(A, B, np.float32, clip=False, qr=bare)),
+        ("no_qr", lambda A, B: numpy_angles(unit(A), unit(B), qr=bare)),
+        ("no_qr", lambda A, B: torch.arccos(torch.linalg.svdvals(unit(A).T @ unit(B)).clip(max=1))),
+        ("columns", lambda A, B: column_cosines(torch.linalg.qr(A).Q, torch.linalg.qr(B).Q).clamp(-1, 1).arccos().sort()[0]),
+        ("columns", lambda A, B: column_cosines(torch.linalg.qr(A.double()).Q, torch.linalg.qr(B.double()).Q).abs().clip(max=1).arccos().sort()[0]),
+        ("degrees", lambda A, B: np.degrees(numpy_angles(A, B))),
+        ("degrees", lambda A, B: torch_angles(A, B) * 180 / math.pi),
+        ("cosines", lambda A, B: torch.linalg.svdvals(torch.linalg.qr(A).Q.T @ torch.linalg.qr(B).Q)),
+        ("cosines", lambda A, B: np.cos(numpy_angles(A, B))[::-1]),
+        ("descending", lambda A, B: numpy_angles(A, B)[::-1]),
+        ("descending", lambda A, B: torch_angles(A, B).flip(0)),
+        ("not_clipped", lambda A, B: numpy_angles(A, B, clip=False)),
+        ("not_clipped", lambda A, B: numpy_angles(A, B, np.float32, clip=False)),
+        ("not_clipped", lambda A, B: torch_angles(A, B, clip=False).sort().values),
+        ("float_floor", torch_angles),
+        ("float_floor", lambda A, B: numpy_angles(A, B, np.float32)),
+        ("float_floor", lambda A, B: torch_angles(A, B).double()),
+    ],
+    check.trivial_zeros: [
+        ("always_zero", lambda n, k: 0),
+        ("not_clipped", lambda n, k: k + k - n),
+        ("complement", lambda n, k: n - k),
+        ("complement", lambda n, k: n - k if 2 * k > n else k),
+        ("half", lambda n, k: max(0, k - n // 2)),
+        ("half", lambda n, k: max(0.0, k - n / 2)),
+        ("all_of_them", lambda n, k: k if k > n / 2 else 0),
+        ("only_whole_space", lambda n, k: n if k >= n else 0),
+        ("one", lambda n, k: 1 if k > n / 2 else 0),
+        ("off_by_one", lambda n, k: max(0, 2 * k - n + 1)),
+        ("share", lambda n, k: max(0, 2 - n / k)),
+    ],
+    check.restore_top: [
+        ("not_orthonormal", restoring(bare)),
+        ("transposed", rows_for_columns),
+        ("transposed", lambda b, t, k: (lambda B, T: torch.cat([B[0][:, :k], T[0][:, k:]], 1) * T[1] @ torch.cat([B[2][:k], T[2][k:]]).T)(
+            *(torch.linalg.svd(w, full_matrices=False) for w in (b, t)))),
+        ("values_swapped", restoring(bare, lambda i, k, n: False, values=lambda sb, st, k: sb)),
+        ("values_swapped", restoring(ours=lambda i, k, n: False, values=lambda sb, st, k: np.r_[sb[:k], st[k:]])),
+        ("base_values", restoring(bare, values=lambda sb, st, k: np.r_[sb[:k], st[k:]])),
+        ("base_values", restoring(values=lambda sb, st, k: np.r_[sb[:k], st[k:]])),
+        ("base_values", restoring(values=lambda sb, st, k: sb)),
+        ("all_vectors", restoring(bare, lambda i, k, n: True)),
+        ("one_side", restoring(of_v=False)),
+        ("one_side", restoring(bare, of_u=False)),
+        ("roles", lambda base, tuned, k: restoring()(tuned, base, k)),
+        ("roles", restoring(ours=lambda i, k, n: i >= k)),
+        ("last_pairs", restoring(ours=lambda i, k, n: i >= n - k)),
+        ("last_pairs", restoring(bare, ours=lambda i, k, n: i >= n - k)),
+        ("gram_schmidt", restoring(one_by_one)),
+        ("qr_signs", restoring(lambda X: np.linalg.qr(X)[0])),
     ],
 }  # fmt: skip
 
@@ -425,6 +600,11 @@ def test_no_return(try_it):
         (check.instance_filter, lambda c, n: [1 for _ in c], "a list that holds a value of type `int`, but a list with one True or False for each prompt"),
         (check.instance_filter, lambda c, n: 3, "returned a value of type `int`, but"),
         (check.matched_drop, lambda *a: "16", "returned a value of type `str`, but one number or None is asked for."),
+        (check.subspace_distance, lambda U, V: torch.linalg.svdvals(U.T @ V), "returned the shape (2,), but one number is asked for: here ()."),
+        (check.principal_angles, lambda A, B: numpy_angles(A, B)[None], "returned the shape (1, 2), but an array of shape (k,) is asked for: here (2,)."),
+        (check.principal_angles, lambda A, B: numpy_angles(A, B)[0], "returned a value of type `float64`, but an array of shape (k,) is asked for."),
+        (check.trivial_zeros, lambda n, k: 2 * k > n, "returned a value of type `bool`, but one number is asked for."),
+        (check.restore_top, lambda b, t, k: restoring()(b, t, k)[:, :2], "returned the shape (3, 2), but an array of shape (m, n) is asked for: here (3, 3)."),
     ],
 )  # fmt: skip
 def test_wrong_shapes_and_types_get_one_sentence(try_it, fn, said):
@@ -446,6 +626,10 @@ def test_wrong_shapes_and_types_get_one_sentence(try_it, fn, said):
         (check.keep_correct, lambda g: [], "(hit 0.33, exact 0, fmt 1)"),
         (check.matched_drop, lambda *a: 3, "target = 0.5) should return 16.25, but returned 3."),
         (check.per_example_gradients, lambda W, X, y: torch.zeros(len(X), *W.shape), " at [0, 0, 0], but returned 0."),
+        (check.trivial_zeros, lambda n, k: 7, "mine(n = 4096, k = 768) should return 0, but returned 7."),
+        (check.subspace_distance, lambda U, V: 3, "mine(U = [[0.5, 0.5], [0.5, -0.5], [0.5, 0.5], [0.5, -0.5]], V = "),
+        (check.principal_angles, lambda A, B: numpy_angles(A, B) + (len(A) > 4), "mine(A = a tensor of shape (96, 24), B = a tensor of shape (96, 24)) should return "),
+        (check.restore_top, lambda b, t, k: t, ", k = 2) should return "),
     ],
 )  # fmt: skip
 def test_an_unknown_mistake_is_shown_where_it_is(try_it, fn, said):
@@ -466,6 +650,9 @@ def test_an_unknown_mistake_is_shown_where_it_is(try_it, fn, said):
         (check.one_step_change, lambda u, v, lr: math.nan),
         (check.kl, lambda p, q: torch.full((len(p),), math.nan)),
         (check.matched_drop, lambda *a: math.nan),
+        (check.subspace_distance, lambda U, V: math.nan),
+        (check.principal_angles, lambda A, B: torch.full((A.shape[1],), math.nan)),
+        (check.restore_top, lambda b, t, k: t * math.nan),
     ],
 )
 def test_nan_is_told(try_it, fn):
@@ -526,6 +713,46 @@ def test_rollouts_to_keep_are_as_the_puzzle_scores_them():
     assert all(isinstance(r, Rollout) for r in group)
     assert [r.correct for r in group] == [True, False, True, True, False, False, False]
     assert (group[4].exact, group[4].fmt) == (1, 0) and 0 < group[1].hit < 1
+
+
+def test_bases_to_compare_are_orthonormal_and_tell_what_an_svd_leaves_open():
+    for U, V in check.SUBSPACE_DISTANCE.cases:
+        for basis in (U, V):
+            torch.testing.assert_close(basis.T @ basis, torch.eye(basis.shape[1]).double())
+    assert [round(float(x), 4) for x in results(check.SUBSPACE_DISTANCE, check.SUBSPACE_DISTANCE.right)] == [
+        0,
+        0.7071,
+        0.3464,
+    ]
+
+
+def test_small_angles_are_where_float32_is_blind():
+    first, small, same = results(check.PRINCIPAL_ANGLES, check.PRINCIPAL_ANGLES.right)
+    assert first.min() > 0.1 and same.max() < 1e-9
+    torch.testing.assert_close(small, torch.tensor([2e-4, math.pi / 3]).double(), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("turned", [1e-3, 1e-2, 0.5])
+def test_rounding_is_no_excuse_for_wrong_large_angles(turned):
+    found = check.principal_angles(lambda A, B: torch_angles(A, B) + turned)
+    assert not found.passed and found.mistake is None
+
+
+def test_rounding_is_taken_for_nothing_else():
+    rounded = results(check.PRINCIPAL_ANGLES, torch_angles)
+    right = results(check.PRINCIPAL_ANGLES, check.PRINCIPAL_ANGLES.right)
+    seen = [name for name, m in check.PRINCIPAL_ANGLES.mistakes.items() if m.shows(rounded, right)]
+    assert seen == ["float_floor"]
+
+
+def test_restored_matrices_keep_the_tuned_values():
+    for (base, tuned, k), made in zip(check.RESTORE_TOP.cases, results(check.RESTORE_TOP, restoring()), strict=True):
+        kept, mixed = (
+            torch.linalg.svdvals(made),
+            torch.linalg.svdvals(torch.from_numpy(restoring(bare)(base, tuned, k))),
+        )
+        torch.testing.assert_close(kept, torch.linalg.svdvals(tuned))
+        assert (mixed - kept).abs().max() > 0.01
 
 
 def test_feedback_reads_well_in_a_cell():

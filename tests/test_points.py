@@ -98,7 +98,7 @@ def ordered(numbers, operators):
 
 def said(formula, hand):
     """A reply with this formula and nothing else right about it."""
-    return f"formula {formula}" if hand.game.style == "short" else json.dumps({"formula": formula})
+    return f"; {formula}" if hand.game.style == "short" else json.dumps({"formula": formula})
 
 
 # ---- games and hands ----
@@ -295,7 +295,7 @@ def test_the_short_prompt_and_answer_word_for_word():
     own = dataclasses.replace(HAND, rule="own", target=13)
     assert prompt(own).startswith("rule : j is 11 , q is 12 , k is 13 . cards : 3 j 5 .")
     assert prompt(HAND, explained=False) == "cards : 3 j 5 . target 12 . make a formula ."
-    assert answer_text(HAND, solution(HAND)) == "numbers 3 10 5 ; formula 10 + 5 - 3 = 12"
+    assert answer_text(HAND, solution(HAND)) == "numbers 3 10 5 ; 10 + 5 - 3 = 12"
 
 
 def test_the_full_prompt_says_all_and_the_answer_is_json():
@@ -422,9 +422,9 @@ def test_rewards_are_the_papers():
 
 def test_the_face_rule_decides_what_is_foreign():
     hand = Hand((3, 11, 5), "own", 13, TINY)
-    assert score("formula 11 + 5 - 3 = 13", hand).verdict == "correct"
-    assert score("formula 10 + 5 - 3 = 13", hand).reasons == ("foreign", "unused")
-    assert score("formula 11 * 5 - 3", hand).reasons == ("characters",)  # no product in this game
+    assert score("; 11 + 5 - 3 = 13", hand).verdict == "correct"
+    assert score("; 10 + 5 - 3 = 13", hand).reasons == ("foreign", "unused")
+    assert score("; 11 * 5 - 3", hand).reasons == ("characters",)  # no product in this game
 
 
 @pytest.mark.parametrize(
@@ -458,14 +458,14 @@ def test_full_replies_are_read(text, formula, numbers):
 @pytest.mark.parametrize(
     ("text", "formula", "numbers"),
     [
-        ("numbers 3 10 5 ; formula 10 + 5 - 3 = 12", "10 + 5 - 3", (3, 10, 5)),
-        ("Numbers 3 10 5 ; Formula : 10 + 5 - 3 .", "10 + 5 - 3", (3, 10, 5)),
-        ("make a formula . numbers 1 ; formula 2 + 2 ; formula 3 = 3\n4", "3", (1,)),
-        ("formula 10 + 5 - 3<|im_end|>", "10 + 5 - 3", ()),
-        ("numbers 3 j ٣ 1.5 ; formula 10", "10", (3, 0, 0, 0)),
-        ("numbers 3 10 5 ; 10 + 5 - 3 = 12", "", (3, 10, 5)),
+        ("numbers 3 10 5 ; 10 + 5 - 3 = 12", "10 + 5 - 3", (3, 10, 5)),
+        ("Numbers 3 10 5 ; 10 + 5 - 3 .", "10 + 5 - 3", (3, 10, 5)),
+        ("make it . numbers 1 ; 2 + 2 ; 3 = 3\n4", "3", (1,)),
+        ("; 10 + 5 - 3<|im_end|>", "10 + 5 - 3", ()),
+        ("numbers 3 j ٣ 1.5 ; 10", "10", (3, 0, 0, 0)),
+        ("numbers 3 10 5 , so expression 10 + 5 - 3 = 12", "", (3, 10, 5, 0, 0, 0, 10, 0, 5, 0, 3, 0, 12)),
         ("10 + 5 - 3", "", ()),
-        ("formula", "", ()),
+        (";", "", ()),
         (None, "", ()),
     ],
 )
@@ -522,7 +522,7 @@ def test_a_grammar_fault_is_what_python_refuses_or_a_sign_before_a_number(formul
 
 FAMILIES = ["(", ")", "()", "((1)", "1", "1+", "1*", "9*", "1/0+", '"', '\\"', "\\", "{", "}", "{}", "[", '{"a":', '"formula"',
             '"formula": "', '"number": [', '"number": [1,', "formula ", "numbers ", "formula numbers ", " ", "\n", "=", ";",
-            "٣", "1 ", "formula 1+", '{"formula": "1+', "<|im_end|>"]  # fmt: skip
+            "٣", "1 ", "; 1+", '{"formula": "1+', "<|im_end|>"]  # fmt: skip
 
 
 def seconds(text, hand):
@@ -539,7 +539,7 @@ def seconds(text, hand):
 def test_long_nasty_replies_take_linear_time(hand, monkeypatch):
     monkeypatch.setattr(points, "MAX_TEXT", 10**9)  # without the cut that hides it
     monkeypatch.setattr(points, "MAX_FORMULA", 3000)
-    heads = ("", "formula ", '{"formula": "')
+    heads = ("", "; ", '{"formula": "')
     for piece, head, tail in itertools.product(FAMILIES, heads, ("", '"}')):
         small, large = (head + piece * (n // len(piece)) + tail for n in (10**4, 10**5))
         assert seconds(large, hand) < 30 * seconds(small, hand) + 0.02, (piece, head, tail)
@@ -558,7 +558,7 @@ def test_only_the_end_of_a_reply_is_read():
 
 
 def test_attempts_stop_at_the_first_correct_one_or_at_the_limit():
-    right, wrong = answer_text(HAND, solution(HAND)), "formula 10 + 5 + 3 = 12"
+    right, wrong = answer_text(HAND, solution(HAND)), "; 10 + 5 + 3 = 12"
     assert [o.reward for o in attempts([wrong, right, right], HAND)] == [-1, 5]
     assert [o.reward for o in attempts([wrong] * 9, HAND)] == [-1] * 5 + [-1]
     assert attempts([wrong] * 9, HAND)[-1].reasons == ("limit",)
@@ -573,7 +573,7 @@ def test_attempts_ask_for_no_reply_too_many():
     def replies():
         for k in itertools.count():
             asked.append(k)
-            yield "formula 3"
+            yield "; 3"
 
     attempts(replies(), HAND, limit=3)
     assert asked == [0, 1, 2]

@@ -30,7 +30,7 @@ def test_every_checkpoint_is_evaluated_on_four_cells_and_kept(sft, preset, tmp_p
     assert [row["step"] for row in record.evals()] == [0, 1, 2, 4]
     for row in record.evals():
         assert list(row["cells"]) == ["ten-any", "ten-face", "own-any", "own-face"]
-        assert all(sum(c[v] for v in ("correct", "wrong", "unparseable")) == 8 for c in row["cells"].values())
+        assert all(sum(c[v] for v in ("correct", "wrong", "unparseable")) == (8 if n in (two_stage.ID, two_stage.OOD) else 6) for n, c in row["cells"].items())
         assert set(row["loss"]) == set(row["cells"]) and row["new_exact"] == row["cells"]["ten-any"]["correct"] / 8
     folder = recording.run_folder(record, tmp_path)
     other = load_policy(dataclasses.replace(preset, max_completion=PLAN.max_completion))
@@ -50,7 +50,7 @@ def test_rft_goes_on_from_a_checkpoint_and_from_the_base(sft, preset, tmp_path):
     assert [row["step"] for row in record.metrics if "reward" in row] == [3, 4]
     assert record.evals()[:3] == sft[0].evals()[:3]
     fresh, _ = two_stage.rft_stage(preset, 0, 0, plan=PLAN, home=tmp_path)
-    assert [row["step"] for row in fresh.evals()] == [0, 2] and fresh.config["practice"] == "points-ten-any"
+    assert [row["step"] for row in fresh.evals()] == [0, 2] and fresh.config["practice"] == "points-ten-any: 3 cards to 1 to 30 by +-; 8 and 6 hands evaluated"
     with pytest.raises(UserError, match="no checkpoint of update 3"):
         two_stage.rft_stage(preset, 0, 3, plan=PLAN, home=tmp_path)
 
@@ -65,7 +65,7 @@ def test_the_diverse_arm_has_the_same_hands_in_other_words(preset):
 def test_the_reward_is_the_verifier_s():
     hand = points.task(points.TINY).row(0, 0).data["hand"]
     good = points.answer_text(hand, points.solution(hand))
-    said = [[{"content": text}] for text in (good, "no idea", good.replace("formula", "formula 1 +"))]
+    said = [[{"content": text}] for text in (good, "no idea", good.replace(";", "; 1 +"))]
     values = two_stage.reward(said, [hand] * 3, rows=None)
     assert values[0] == points.CORRECT and values[1] == points.COSTS["missing"] and values[2] < 0
 
