@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from rftkit import dynamics, hub, rollouts, runs, two_stage
 from rftkit.config import Preset, UserError, get_preset
-from rftkit.evals import value_at
+from rftkit.evals import t_interval, value_at
 from rftkit.plots import alt_text, learning_curves, matched_drop, style_of
 from rftkit.policy import Policy, load_policy
 from rftkit.recording import Before, run_folder
@@ -267,8 +267,42 @@ def results() -> str:
         "Other data under one algorithm and one learning rate, RFT's own aside (notebook 04; own rollouts begin from a policy that "
         "RFT trained first, whose updates count):", "",
         *_table(data), "", "![" + alt_text(matched_drop(runs.matched_table(data, TARGET))) + "](course/figures/rollout_sft.png)", "",
-        "And at other learning rates, as multiples of SFT's own:", "", *_table(sweep),
+        "And at other learning rates, as multiples of SFT's own:", "", *_table(sweep), "",
+        "GeneralPoints (notebook 05), share of hands solved at the first attempt, in distribution (J, Q, K count as 10) and out of it (11, 12, "
+        "13, and a face card in every hand); mean over seeds with its t interval of 95 %:", "", *_points(),
     ])  # fmt: skip
+
+
+def _points() -> list[str]:
+    """SFT at its peak and at its end, and what RFT makes of each of SFT's checkpoints."""
+    first = {r.seed: r for r in recorded(("points_sft",))}
+    if len(first) < 2:
+        return ["Not enough runs are recorded."]
+    last = max(r.evals()[-1]["step"] for r in first.values())
+    peaks = {seed: two_stage.peak(r) for seed, r in first.items()}
+    lines = ["| | seeds | update | in distribution | out of distribution | change out of distribution by RFT |", "|---|---|---|---|---|---|"]
+
+    def line(name: str, runs_: dict[int, runs.RunRecord], steps: dict[int, int], gain: str = "-") -> None:
+        shares = [[two_stage.at(r, steps[s], cell) for s, r in runs_.items()] for cell in (two_stage.ID, two_stage.OOD)]
+        seen = ", ".join(map(str, runs_))
+        lines.append(f"| {name} | {seen} | {_range(list(steps.values()))} | {_percent(shares[0])} | {_percent(shares[1])} | {gain} |")
+
+    line("SFT, the peak that validation hands choose", first, peaks)
+    line("SFT, last update", first, dict.fromkeys(first, last))
+    for arm in (a for a in ARMS if a.startswith("points_rft_")):
+        start, after = int(arm.rpartition("_")[2]), {r.seed: r for r in recorded((arm,)) if r.seed in first}
+        if len(after) > 1:
+            ends = {s: r.evals()[-1]["step"] for s, r in after.items()}
+            gains = [two_stage.at(r, ends[s]) - two_stage.at(first[s], start) for s, r in after.items()]
+            line(f"RFT from SFT's update {start}" if start else "RFT from the base", after, ends, _percent(gains, "+"))
+    if diverse := {r.seed: r for r in recorded(("points_sft_diverse",))}:
+        line("SFT in many wordings, last update", diverse, {s: r.evals()[-1]["step"] for s, r in diverse.items()})
+    return lines
+
+
+def _percent(shares: Sequence[float], sign: str = "") -> str:
+    mean, low, high = t_interval([100 * share for share in shares])
+    return f"{mean:{sign}.1f} % ({low:.1f} to {high:.1f})"
 
 
 def _table(records: list[runs.RunRecord]) -> list[str]:

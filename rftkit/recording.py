@@ -160,7 +160,7 @@ class Recorder(TrainerCallback):
         self.record.samples += [{"step": step, **sample} for sample in samples]
         runs.save_record(self.record, self.folder / "record.json")
         print(
-            f"{self.record.name}: update {step}, exact {row['new_exact']:.2f}, per tile {row['new_hit']:.2f}, "
+            f"{self.record.name}: update {step}, exact {row['new_exact']:.2f}, in part {row['new_hit']:.2f}, "
             f"prior {row['prior_mean']:.3f}, {seconds:.0f} s",
             flush=True,
         )

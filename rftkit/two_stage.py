@@ -58,7 +58,7 @@ class Plan:
 
 
 PLANS = {
-    "tiny": Plan(points.TINY, 5e-4, (10, 20, 30, 40, 60, 80, 120, 160, 240, 320), (0, 20, 40, 80, 160, 320), 1e-4, 60, 24),
+    "tiny": Plan(points.TINY, 5e-4, (10, 20, 30, 40, 60, 80, 120, 160, 240, 320), (0, 20, 40, 80, 160, 320), 1e-4, 100, 24),
     # rates, batch and checkpoints of the paper's repository; GRPO in place of its PPO
     "qlora": Plan(
         points.PAPER, 1e-4, (10, 30, 60, 90, 140, 200, 300, 400), (0, 90, 140, 300, 400), 1e-5, 100, 256, probed=200

@@ -44,7 +44,7 @@ def test_every_checkpoint_is_evaluated_on_four_cells_and_kept(sft, preset, tmp_p
 
 
 def test_rft_goes_on_from_a_checkpoint_and_from_the_base(sft, preset, tmp_path):
-    record, policy = two_stage.rft_stage(preset, 0, 2, plan=PLAN, home=tmp_path)
+    record, _ = two_stage.rft_stage(preset, 0, 2, plan=PLAN, home=tmp_path)
     assert record.method == "points_rft_2"
     assert [row["step"] for row in record.evals()] == [0, 1, 2, 4]  # SFT's up to the start, then RFT's end
     assert [row["step"] for row in record.metrics if "reward" in row] == [3, 4]
