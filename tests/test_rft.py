@@ -4,16 +4,16 @@ import pytest
 import torch
 from trl import GRPOConfig
 
-from rftkit import bench, jigsaw, recording, rft
+from rftkit import bench, jigsaw, points, recording, rft
 from rftkit.policy import load_policy
 from rftkit.tasks import JIGSAW
 
 
-def trainer(cls, preset, folder, beta=0.0):
+def trainer(cls, preset, folder, beta=0.0, task=JIGSAW):
     policy = load_policy(preset)
     if cls is bench.PlainTrainer:
         del policy.model.model.get_image_features
-    data = recording.lazy_dataset(lambda i: rft.rft_row(JIGSAW.row(0, i, "train")), 64)
+    data = recording.lazy_dataset(lambda i: rft.rft_row(task.row(0, i, "train")), 64)
     args = GRPOConfig(
         output_dir=str(folder),
         beta=beta,
@@ -42,12 +42,14 @@ def one_step(made):
     return inputs, loss.item(), {n: p.grad for n, p in made.model.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize(("beta", "reuse"), [(0.0, 1), (0.1, 1), (0.1, 2)])
-def test_one_update_equals_plain_trl(small_preset, tmp_path, beta, reuse):
+@pytest.mark.parametrize(
+    ("beta", "reuse", "task"), [(0.0, 1, JIGSAW), (0.1, 1, JIGSAW), (0.1, 2, JIGSAW), (0.1, 1, points.task(points.TINY))]
+)
+def test_one_update_equals_plain_trl(small_preset, tmp_path, beta, reuse, task):
     """Same rollouts, rewards, advantages, loss and gradients as TRL's own trainer, whose every rollout reads its own prompt."""
     preset = dataclasses.replace(small_preset, rft_reuse=reuse)
-    kit, loss, gradients = one_step(trainer(rft.RFTTrainer, preset, tmp_path, beta))
-    plain, plain_loss, plain_gradients = one_step(trainer(bench.PlainTrainer, preset, tmp_path, beta))
+    kit, loss, gradients = one_step(trainer(rft.RFTTrainer, preset, tmp_path, beta, task))
+    plain, plain_loss, plain_gradients = one_step(trainer(bench.PlainTrainer, preset, tmp_path, beta, task))
     assert kit["advantages"].abs().sum() > 0
     rows, plain_rows = (sorted(map(tuple, x["completion_ids"].tolist())) for x in (kit, plain))
     assert rows == plain_rows
