@@ -14,10 +14,11 @@ import html
 import io
 import itertools
 import math
+import re
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib import rc_context
@@ -25,14 +26,18 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.colors import LinearSegmentedColormap, to_hex
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator, PercentFormatter, ScalarFormatter
 from numpy.typing import ArrayLike
 
 from rftkit import jigsaw
 from rftkit.config import UserError
-from rftkit.evals import Floats, Interval, ProbeCount, mean_curve
+from rftkit.evals import Floats, Interval, ProbeCount, mean_curve, t_interval
 from rftkit.runs import MatchedRow, RunRecord, curve
+
+if TYPE_CHECKING:  # torch is slow to import and no figure needs it
+    from rftkit.spectra import Change, MatrixReport
 
 INK = "#767676"
 
@@ -48,6 +53,8 @@ class Style:
 
 
 HOURGLASS = ((-1, -1), (1, 1), (-1, 1), (1, -1), (-1, -1))
+BOW = ((-1, -1), (-1, 1), (1, -1), (1, 1), (-1, -1))
+HOUSE = ((-1, -1), (1, -1), (1, 0), (0, 1), (-1, 0), (-1, -1))
 
 
 METHOD_STYLE = {
@@ -63,11 +70,15 @@ METHOD_STYLE = {
     "self_once": Style("Own rollouts, once", "#9e7cff", (0, (2.5, 1.2)), "<"),
     "self_fresh": Style("Own rollouts, fresh", "#9a2ab4", (0, (5, 1.2, 1, 1.2, 1, 1.2)), ">"),
     "sft_dft": Style("RFT rollouts, DFT loss", "#526278", (0, (9, 1.5, 3, 1.5)), HOURGLASS),
+    "points_sft": Style("SFT on cards", "#a84537", "-", "p"),
+    "points_sft_diverse": Style("SFT on cards, many wordings", "#bc8700", (0, (5, 1.5)), BOW),
+    "points_rft": Style("RFT on cards", "#4649fb", "-", HOUSE),
 }
-# The methods that share a figure, in notebooks 02 and 04: within a group colours differ to every eye.
+# The methods that share a figure, in notebooks 02, 04 and 05: within a group colours differ to every eye.
 COMPANY = (
     ("sft", "sft_rft_lr", "lora_sft", "rft", "rft_kl"),
     ("sft", "sft_foreign", "sft_far", "sft_rollouts", "sft_early", "self_once", "self_fresh", "sft_dft", "rft"),
+    ("points_sft", "points_sft_diverse", "points_rft"),
 )
 VERDICT_STYLE = {"correct": ("#459f9d", ""), "wrong": ("#c2523f", "////"), "unparseable": (INK, "...")}  # colour, hatch
 POINT = "#4649fb"  # of scatters of no method
@@ -83,9 +94,11 @@ _RC = {
 
 
 def style_of(method: str) -> Style:
-    if method not in METHOD_STYLE:
+    """The style of a method; of one that is named by the update it starts from, as points_rft_160, that of points_rft."""
+    family = method if method in METHOD_STYLE else re.sub(r"_\d+$", "", method)
+    if family not in METHOD_STYLE:
         raise UserError(f"No style is set for method {method!r}: use one of {', '.join(METHOD_STYLE)}, or add one.")
-    return METHOD_STYLE[method]
+    return METHOD_STYLE[family]
 
 
 # --- figures ----------------------------------------------------------------------------------------------------------
@@ -432,6 +445,259 @@ def explanation(panels: Sequence[tuple[str, bool, Sequence[Point], Interval]]) -
     return _describe(fig, text + ", ".join(f"{style_of(m).label} {drop:.1f}" for m, drop in drops.items()) + ".")
 
 
+# --- figures of two stages and of weights (notebook 05) -----------------------------------------------------------------
+
+HandInterval = Callable[[int, int], Interval]  # of (hands solved, hands), as two_stage.hand_interval
+
+
+@rc_context(_RC)
+def cells_over_updates(records: Sequence[RunRecord], of_hands: HandInterval | None = None) -> Figure:
+    """Share of hands solved, and of hands whose cards are all read right, in the four cells of rule and hands against updates.
+
+    Thin: one seed. Thick: mean over seeds with Student's t intervals. A single run has intervals over its hands instead, if
+    `of_hands` is given. One or two methods.
+    """
+    groups = _by_method(records)
+    bare = [r.name for r in records if not r.evals() or "cells" not in r.evals()[0]]
+    if bare or len(groups) > 2:
+        raise UserError(f"Runs without cells ({', '.join(bare) or 'none'}), or more than two methods: leave some out.")
+    names = list(records[0].evals()[0]["cells"])
+    over = "seeds" if len(records) > len(groups) else "hands" if of_hands else ""
+    caption = f"Filled marks: solved at the first attempt{over and f', intervals over {over}'}. Open marks, dotted: all cards read right. "
+    caption += f"Thin: one seed. {_all_seeds(groups)}"
+    fig, grid = _canvas(
+        8.5, 5.5, caption, left=0.75, right=2.0, rows=2, cols=2, gap=(0.3, 0.75), sharex=True, sharey=True
+    )
+    text = (
+        "Four line charts against updates, a cell of rule and hands each; here from the first to the last evaluation. "
+    )
+    drawn = {}
+    for axes, name in zip(grid.flat, names, strict=True):
+        axes.set_title(CELL_TITLES.get(name, name), loc="left", fontsize=10)
+        drawn[axes] = {m: _cell_lines(axes, style_of(m), some, name, of_hands) for m, some in groups.items()}
+        said = [f"{style_of(m).label}, {_cell_text(*lines)}" for m, lines in drawn[axes].items()]
+        text += f"{CELL_TITLES.get(name, name)}: {'; '.join(said)}. "
+    _update_axis(grid[1, 0], np.unique([row["step"] for r in records for row in r.evals()]))
+    grid[1, 1].set_xlabel(grid[1, 0].get_xlabel())
+    grid[0, 0].set_ylim(-0.04, 1.04)
+    _percent(grid[0, 0], "y")
+    labels = [f"{textwrap.fill(style_of(m).label, 22)}\n{what}" for m in groups for what in ("solved", "cards read")]
+    for axes in grid[:, 1]:
+        ends = [(float(x[-1]), float(y[-1])) for lines in drawn[axes].values() for x, y in lines]
+        _side_labels(axes, ends, labels, [style_of(m) for m in groups for _ in range(2)])
+    return _describe(fig, text + _all_seeds(groups))
+
+
+CELL_TITLES = {
+    "ten-any": "J, Q, K = 10, hands as dealt (ID)",
+    "ten-face": "J, Q, K = 10, a face card",
+    "own-any": "J, Q, K = 11-13, hands as dealt",
+    "own-face": "J, Q, K = 11-13, a face card (OOD)",
+}
+
+
+@rc_context(_RC)
+def restoration(sft_records: Sequence[RunRecord], rft_records: Sequence[RunRecord]) -> Figure:
+    """SFT's curve out of distribution and in it, and at each start of RFT an arrow from SFT's checkpoint to RFT's end.
+
+    An RFT record's start is the number that its method ends on. Means over seeds, with Student's t intervals and a small mark a seed.
+    """
+    if not sft_records or not rft_records:
+        raise UserError("There is nothing to restore: pass runs of SFT, and runs of RFT from its checkpoints.")
+    starts = sorted({_start_of(r) for r in rft_records})
+    both = {"points_sft": list(sft_records), "points_rft": list(rft_records)}
+    caption = "Large: mean over seeds, with Student's t 95% interval. Small: one seed. An arrow leads from SFT's checkpoint to where RFT "
+    caption += f"from it ended. SFT: {_seeds(sft_records)}. RFT: {len(rft_records)} runs. Intervals that leave the frame are cut."
+    fig, panels = _canvas(8.5, 5.6, caption, left=0.75, right=1.75, rows=2, gap=0.6, sharex=True)
+    steps = np.unique([row["step"] for r in sft_records for row in r.evals()])
+    _update_axis(panels[1, 0], steps)
+    panels[1, 0].set_xlim(-0.3 * max(steps[:2]), 1.5 * max(steps[-1], starts[-1]))
+    text = "Two charts against updates of SFT. "
+    for (axes,), cell, title in zip(
+        panels, ("own-face", "ten-any"), ("Out of distribution", "In distribution"), strict=True
+    ):
+        line = _mean_line(axes, style_of("points_sft"), [_cell_curve(r, cell) for r in sft_records])
+        ends = {start: [_cell_curve(r, cell)[1][-1] for r in rft_records if _start_of(r) == start] for start in starts}
+        top = max(
+            1e-3,
+            *(v for values in ends.values() for v in values),
+            *(_cell_curve(r, cell)[1].max() for r in sft_records),
+        )
+        for start, values in ends.items():
+            _arrival(axes, start, steps, float(np.interp(start, *line)), values)
+        axes.set_ylim(-0.04 * top, 1.25 * top)
+        axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+        axes.yaxis.set_major_formatter(PercentFormatter(1, 0 if top > 0.08 else 1))
+        axes.set_title(f"{title}: hands solved at the first attempt", loc="left")
+        axes.set_xlabel("")
+        last = (float(_beside(starts[-1], steps)), float(np.mean(ends[starts[-1]])))
+        _side_labels(axes, [(line[0][-1], line[1][-1]), last], ["SFT", "RFT's end"], [style_of(m) for m in both])
+        text += f"{title}: SFT from {line[1][0]:.1%} to {line[1][-1]:.1%}, highest {line[1].max():.1%} at update {line[0][line[1].argmax()]:.0f}; "
+        parts = [
+            f"from update {s} {float(np.interp(s, *line)):.1%} to {np.mean(values):.1%}" for s, values in ends.items()
+        ]
+        text += f"RFT: {', '.join(parts)}. "
+    panels[1, 0].set_xlabel("updates of SFT (log scale)")
+    return _describe(fig, text.rstrip())
+
+
+Reports = Mapping[str, "MatrixReport | None"]  # as spectra.scan returns them
+
+
+@rc_context(_RC)
+def spectra_beside_null(scans: Sequence[Reports]) -> Figure:
+    """How singular values and subspaces changed, kind by kind of matrix, each beside its null, the float floor, and chance.
+
+    `scans` holds one set of reports a seed. Angles are medians over the leading directions, trivial zeros left out; the diagonal is the
+    share of the update's energy that moves values.
+    """
+    kinds: dict[str, list[MatrixReport]] = {}
+    for name, report in (pair for reports in scans for pair in reports.items()):
+        if report:  # None: not changed
+            kinds.setdefault(name.removesuffix(".weight").rsplit(".", 1)[-1], []).append(report)
+    if not kinds:
+        raise UserError("No matrix has changed, so there is nothing to draw: compare checkpoints that differ.")
+    caption = "A filled circle: one matrix (layers and seeds). Its random update has the same norm; rounding is that of the stored "
+    caption += "precision. Chance: subspaces that have nothing to do with each other (an angle of equal root mean square sine)."
+    height = 0.34 * len(kinds) + 0.15
+    fig, grid = _canvas(
+        8.5, 2 * height + 0.95, caption, left=1.0, right=0.3, top=0.65, rows=2, cols=2, gap=(0.35, 0.95), sharey=True
+    )
+    text = "Four dot charts on log scales, medians by kind of matrix; each is the change, then that by a random update of equal norm. "
+    for axes, (title, measure) in zip(grid.flat, SPECTRAL.items(), strict=True):
+        drawn = [_beside_null(axes, y, some, measure) for y, some in enumerate(kinds.values())]
+        if "angle" in title:
+            drawn += [_chance_marks(axes, y, some, title) for y, some in enumerate(kinds.values())]
+        _log_axis(axes, "x", np.concatenate(drawn), most=5)
+        axes.set_yticks(range(len(kinds)), list(kinds))
+        axes.set_ylim(len(kinds) - 0.5, -0.5)
+        axes.tick_params(axis="y", length=0)
+        axes.set_title(title, loc="left", fontsize=10)
+        parts = [
+            f"{kind} {_middle(some, 'change', measure)} ({_middle(some, 'null', measure)})"
+            for kind, some in kinds.items()
+        ]
+        text += f"{title}: {', '.join(parts)}. "
+    keys = [
+        Line2D([], [], color=color, marker=marker, mfc=face, ms=6, ls="none", label=label)
+        for label, (marker, color, face) in NULL_MARKS.items()
+    ]
+    fig.legend(
+        handles=keys, loc="upper left", bbox_to_anchor=(0.005, 1), ncols=4, frameon=False, labelcolor=INK, fontsize=9
+    )
+    return _describe(fig, text.rstrip())
+
+
+SPECTRAL: dict[str, Callable[[Change], float]] = {
+    "Singular values: |S' - S| / |S|": lambda c: c.values,
+    "Share of energy on the diagonal": lambda c: c.diagonal,
+    "Left subspace: median angle (degrees)": lambda c: math.degrees(c.left.median),
+    "Right subspace: median angle (degrees)": lambda c: math.degrees(c.right.median),
+}
+NULL_MARKS = {  # marker, colour, face
+    "measured": ("o", POINT, POINT),
+    "random update": ("D", "#bc8700", "none"),
+    "rounding": ("|", INK, INK),
+    "chance": ("x", "#a84537", "#a84537"),
+}
+
+
+@rc_context(_RC)
+def surgery_bars(studies: Sequence[Sequence[Mapping[str, Any]]], of_hands: HandInterval | None = None) -> Figure:
+    """Hands solved out of distribution and in it after each edit of the weights, beside the unedited model (dotted).
+
+    `studies` holds the rows of `two_stage.surgery`, one list a seed, the unedited model first. Behind an edit's name stands its
+    length, as a share of the way between the two models. Several seeds have Student's t intervals, one has `of_hands`'.
+    """
+    if not studies or not all(rows and rows[0]["edit"] == "none" for rows in studies):
+        raise UserError("There is no surgery to draw: pass lists of rows that begin with the unedited model.")
+    edits = [row["edit"] for row in studies[0] if all(row["edit"] in {r["edit"] for r in rows} for rows in studies)]
+    by_edit = {edit: [next(row for row in rows if row["edit"] == edit) for rows in studies] for edit in edits}
+    norms = {edit: float(np.mean([row["norm"] for row in rows])) for edit, rows in by_edit.items()}
+    caption = f"Bars: mean of {len(studies)} seed{'s' * (len(studies) > 1)}. Small marks: one seed. "
+    caption += (
+        "Intervals: Student's t over seeds, cut at the frame. "
+        if len(studies) > 1
+        else "Intervals: over hands. "
+        if of_hands
+        else ""
+    )
+    caption += "In brackets: length of the edit, in lengths of the way between the two models. Dotted: no edit."
+    fig, (row,) = _canvas(8.5, 0.31 * len(edits) + 0.1, caption, left=2.75, cols=2, gap=0.3, sharey=True)
+    text = "Bar charts of hands solved after each edit. "
+    for axes, cell, title in zip(row, ("own-face", "ten-any"), ("Out of distribution", "In distribution"), strict=True):
+        shares = {edit: [_share(r[cell]) for r in rows] for edit, rows in by_edit.items()}
+        top = 1.2 * max(1e-3, *(s for some in shares.values() for s in some))
+        for y, edit in enumerate(edits):
+            _bar(axes, y, shares[edit], by_edit[edit][0][cell], of_hands)
+        axes.axvline(float(np.mean(shares["none"])), color=INK, lw=1, ls=":")
+        axes.set_xlim(0, top)
+        axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
+        axes.xaxis.set_major_formatter(PercentFormatter(1, 0 if top > 0.08 else 1))
+        axes.set_title(title, loc="left")
+        text += f"{title}: {', '.join(f'{edit} {np.mean(some):.1%}' for edit, some in shares.items())}. "
+    row[0].set_yticks(range(len(edits)), [edit if edit == "none" else f"{edit} ({norms[edit]:.2f})" for edit in edits])
+    row[0].set_ylim(len(edits) - 0.4, -0.6)
+    for axes in row:
+        axes.tick_params(axis="y", length=0)
+    return _describe(fig, text.rstrip())
+
+
+@rc_context(_RC)
+def spectrum(panels: Sequence[tuple[str, ArrayLike, ArrayLike]]) -> Figure:
+    """Singular values (n,), descending or not, beside those (n,) that the Marchenko-Pastur law gives. A panel a (title, values, law)."""
+    tables: list[tuple[str, Floats, Floats]] = []
+    for title, values, expected in panels:
+        s, law = (np.sort(_numbers(x, f"values of {title!r}", 1))[::-1] for x in (values, expected))
+        tables.append((title, s, law))
+    if not tables or any(len(s) != len(law) for _, s, law in tables):
+        raise UserError("There is no spectrum to draw: pass (title, singular values, as many of the law).")
+    n = len(tables)
+    fig, (row,) = _canvas(
+        0.9 + 2.55 * n + 0.55 * (n - 1),
+        2.4,
+        "Dots: the matrix. Line: a matrix of independent numbers.",
+        cols=n,
+        gap=0.55,
+    )
+    texts = []
+    for axes, (title, s, law) in zip(row, tables, strict=True):
+        axes.plot(range(1, len(s) + 1), s, "o", color=POINT, ms=3.5, ls="none")
+        axes.plot(range(1, len(s) + 1), law, color=METHOD_STYLE["points_sft"].color, lw=1.6)
+        axes.set_ylim(0, 1.05 * max(s[0], law[0]))
+        _linear_axis(axes.yaxis)
+        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+        axes.set_xlabel("number of the value")
+        axes.set_title(textwrap.fill(title, 34), loc="left", fontsize=10)
+        texts.append(f"{title}: {s[0]:.2g} to {s[-1]:.2g}, law {law[0]:.2g} to {law[-1]:.2g}")
+    row[0].set_ylabel("singular value")
+    return _describe(fig, f"Singular values in falling order beside the Marchenko-Pastur law. {'; '.join(texts)}.")
+
+
+@rc_context(_RC)
+def angle_profiles(lines: Sequence[tuple[str, ArrayLike]]) -> Figure:
+    """Principal angles of subspaces in rising order: lines (label, radians (k,))."""
+    curves: list[tuple[str, Floats]] = []
+    for label, x in lines:
+        curves.append((textwrap.fill(label, 24), np.degrees(np.sort(_numbers(x, f"angles of {label!r}", 1)))))
+    if not curves:
+        raise UserError("There are no angles to draw: pass at least one (label, angles).")
+    fig, ((axes,),) = _canvas(8.5, 3.2, "A mark: one principal angle.", left=0.75, right=2.3, top=0.15)
+    styles = list(itertools.islice(itertools.cycle(METHOD_STYLE.values()), len(curves)))
+    for (_, angles), style in zip(curves, styles, strict=True):
+        axes.plot(
+            range(1, len(angles) + 1), angles, color=style.color, ls=style.line, lw=1.6, marker=style.marker, ms=3.5
+        )
+    axes.set_ylim(-3, 93)
+    axes.yaxis.set_major_locator(FixedLocator([0, 30, 60, 90]))
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.set_ylabel("angle (degrees)")
+    axes.set_xlabel("number of the angle")
+    _side_labels(axes, [(len(a), float(a[-1])) for _, a in curves], [label for label, _ in curves], styles)
+    parts = [f"{label}: {a[0]:.2g} to {a[-1]:.2g} degrees, median {np.median(a):.2g}" for label, a in curves]
+    return _describe(fig, f"Principal angles in rising order. {'; '.join(parts)}.".replace("\n", " "))
+
+
 # --- alt text and display ---------------------------------------------------------------------------------------------
 
 
@@ -666,6 +932,126 @@ def _drop_axis(axes: Axes) -> None:
     axes.set_ylabel("prior accuracy lost (points)")
 
 
+# --- cells, arrows, nulls -----------------------------------------------------------------------------------------------
+
+
+def _share(count: Mapping[str, int], of: str = "correct") -> float:
+    return count[of] / max(count["correct"] + count["wrong"] + count["unparseable"], 1)
+
+
+def _cell_curve(record: RunRecord, cell: str, of: str = "correct") -> tuple[Floats, Floats]:
+    """(updates, share of a cell's hands), shape (evaluations,) each."""
+    rows = record.evals()
+    return np.array([row["step"] for row in rows], float), np.array([_share(row["cells"][cell], of) for row in rows])
+
+
+def _cell_lines(
+    axes: Axes, style: Style, runs: Sequence[RunRecord], cell: str, of_hands: HandInterval | None
+) -> list[tuple[Floats, Floats]]:
+    """Draw a method's lines in one panel of `cells_over_updates`; returns the means (steps, shares) of solved and of read."""
+    solved = _mean_line(axes, style, [_cell_curve(r, cell) for r in runs], marks=False)
+    read = mean_curve([_cell_curve(r, cell, "read") for r in runs])
+    axes.plot(*read, color=style.color, ls=":", lw=1.4, marker=style.marker, ms=4, mfc="none")
+    if len(runs) == 1 and of_hands:
+        for row in runs[0].evals():
+            counts = row["cells"][cell]
+            _, lo, hi = of_hands(counts["correct"], sum(counts[v] for v in ("correct", "wrong", "unparseable")))
+            axes.plot([row["step"]] * 2, [lo, hi], color=style.color, lw=1.4)
+    return [solved, read]
+
+
+def _cell_text(solved: tuple[Floats, Floats], read: tuple[Floats, Floats]) -> str:
+    (_, s), (_, r) = solved, read
+    return f"solved {s[0]:.1%} to {s[-1]:.1%} (highest {s.max():.1%}), cards read {r[0]:.0%} to {r[-1]:.0%}"
+
+
+def _mean_line(
+    axes: Axes, style: Style, curves: Sequence[tuple[Floats, Floats]], marks: bool = True
+) -> tuple[Floats, Floats]:
+    """Thin lines, the thick mean with Student's t intervals where there are two seeds, and a small mark a seed."""
+    steps, values = mean_curve(curves)
+    for x, y in curves if len(curves) > 1 else ():
+        axes.plot(x, y, color=style.color, ls=style.line, lw=0.8, alpha=0.6)
+    axes.plot(
+        steps, values, color=style.color, ls=style.line, lw=2.2 if len(curves) > 1 else 1.2, marker=style.marker, ms=5
+    )
+    for step in steps if len(curves) > 1 else ():
+        at = [float(np.interp(step, x, y)) for x, y in curves]
+        _, lo, hi = t_interval(at)
+        axes.plot([step, step], [max(lo, 0), min(hi, 1)], color=style.color, lw=1.2, alpha=0.8)
+        if marks:
+            axes.plot([step] * len(at), at, **_marks(style, 3, alpha=0.6))
+    return steps, values
+
+
+def _start_of(record: RunRecord) -> int:
+    if not (found := re.search(r"_(\d+)$", record.method)):
+        raise UserError(
+            f"Method {record.method!r} does not end on the update it starts from: pass runs as points_rft_40."
+        )
+    return int(found[1])
+
+
+def _beside(step: float, steps: np.ndarray) -> float:
+    """A little right of a step, on the scale of `_update_axis`."""
+    first = float(steps[steps > 0][0]) if (steps > 0).any() else 1.0
+    return step + 0.13 * max(step, first)
+
+
+def _arrival(axes: Axes, start: int, steps: np.ndarray, origin: float, values: Sequence[float]) -> None:
+    """RFT's end beside SFT's checkpoint, with the arrow between, interval and seeds."""
+    style, x, mean = style_of("points_rft"), _beside(start, steps), float(np.mean(values))
+    if abs(mean - origin) > 1e-9:
+        arrow = {"arrowstyle": "-|>", "color": style.color, "lw": 1.2, "shrinkA": 0, "shrinkB": 3, "alpha": 0.9}
+        axes.annotate("", (x, mean), (start, origin), arrowprops=arrow)
+    if len(values) > 1:
+        _, lo, hi = t_interval(values)
+        axes.plot([x, x], [max(lo, 0), min(hi, 1)], color=style.color, lw=1.6)
+    axes.plot([_beside(x, steps)] * len(values), values, **_marks(style, 3, alpha=0.7))
+    axes.plot([x], [mean], **_marks(style, 7))
+
+
+def _middle(some: Sequence[MatrixReport], of: str, measure: Callable[[Change], float]) -> str:
+    return f"{np.median([measure(getattr(r, of)) for r in some]):.2g}"
+
+
+def _beside_null(axes: Axes, y: int, some: Sequence[MatrixReport], measure: Callable[[Change], float]) -> Floats:
+    """One row of `spectra_beside_null`; returns what was drawn."""
+    drawn = []
+    for label, shift, changes in (
+        ("rounding", 0.28, [r.floor for r in some]),
+        ("random update", 0.14, [r.null for r in some]),
+        ("measured", -0.14, [r.change for r in some]),
+    ):
+        marker, color, face = NULL_MARKS[label]
+        values = [v for v in map(measure, changes) if v > 0]
+        axes.plot(values, [y + shift] * len(values), marker, color=color, mfc=face, ms=4.5, alpha=0.8, ls="none")
+        drawn += values
+    return np.array(drawn)
+
+
+def _chance_marks(axes: Axes, y: int, some: Sequence[MatrixReport], title: str) -> Floats:
+    marker, color, _ = NULL_MARKS["chance"]
+    side = 0 if title.startswith("Left") else 1
+    values = [math.degrees(math.asin(min(1.0, chance))) for chance in sorted({r.chance[side] for r in some})]
+    axes.plot(values, [y] * len(values), marker, color=color, ms=5, ls="none")
+    return np.array(values)
+
+
+def _bar(axes: Axes, y: int, shares: Sequence[float], counts: Mapping[str, int], of_hands: HandInterval | None) -> None:
+    """One edit in one panel of `surgery_bars`."""
+    mean = float(np.mean(shares))
+    axes.barh(y, mean, 0.62, color="none" if y else POINT, edgecolor=POINT, alpha=0.9 if y else 0.45, lw=1.1)
+    if len(shares) > 1:
+        _, lo, hi = t_interval(shares)
+        axes.plot(shares, [y] * len(shares), "o", color="#a84537", ms=3.5, ls="none")
+    elif of_hands:
+        _, lo, hi = of_hands(counts["correct"], sum(counts[v] for v in ("correct", "wrong", "unparseable")))
+    else:
+        return
+    axes.plot([max(lo, 0), hi], [y, y], color="#a84537", lw=1.4)
+
+
 # --- heat maps --------------------------------------------------------------------------------------------------------
 
 
@@ -774,8 +1160,8 @@ def _linear_axis(axis: Axis) -> None:
     axis.set_major_formatter(FuncFormatter(lambda value, _: _plain(f"{value:.3g}")))
 
 
-def _log_axis(axes: Axes, which: str, values: Floats) -> None:
-    """A log scale a little wider than the values, with two to nine ticks of one or, on short spans, of 1, 2 and 5."""
+def _log_axis(axes: Axes, which: str, values: Floats, most: int = 9) -> None:
+    """A log scale a little wider than the values, with two to `most` ticks of one or, on short spans, of 1, 2 and 5."""
     if not (values > 0).all():
         raise UserError("A log scale has no zero and no negative number: leave those out, or draw on a linear scale.")
     low, high = float(values.min()), float(values.max())
@@ -788,7 +1174,7 @@ def _log_axis(axes: Axes, which: str, values: Floats) -> None:
         low, high = max(t for t in every if t <= low), min(t for t in every if t >= high)
     inside = [tick for tick in every if low <= tick <= high]
     axes.set(**{f"{which}scale": "log", f"{which}lim": (low, high)})
-    _ticks(axes.xaxis if which == "x" else axes.yaxis, inside[:: math.ceil(len(inside) / 9)])
+    _ticks(axes.xaxis if which == "x" else axes.yaxis, inside[:: math.ceil(len(inside) / most)])
 
 
 def _ticks(axis: Axis, at: Sequence[float]) -> None:

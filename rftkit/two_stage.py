@@ -188,9 +188,16 @@ def reward(completions: list[Any], hand: list[points.Hand], **_: Any) -> list[fl
 
 
 def rft_stage(
-    preset: Preset, seed: int, start: int, *, diverse: bool = False, plan: Plan | None = None, home: Path | None = None
+    preset: Preset,
+    seed: int,
+    start: int,
+    *,
+    diverse: bool = False,
+    fast: bool = False,
+    plan: Plan | None = None,
+    home: Path | None = None,
 ) -> tuple[runs.RunRecord, Policy]:
-    """Stage 2: GRPO on the ID rule from SFT's checkpoint `start`, or from the base where that is 0."""
+    """Stage 2: GRPO on the ID rule from SFT's checkpoint `start`, or from the base where that is 0; `fast` at three times the rate."""
     given, (preset, plan) = preset, plan_of(preset, plan)
     if start and start not in plan.checkpoints:
         raise UserError(
@@ -203,8 +210,9 @@ def rft_stage(
         cut = replace(record, metrics=[row for row in record.metrics if row["step"] <= start], samples=[])
         before = recording.Before(cut, recording.weights_at(recording.run_folder(record, home), start))
     practice = Practice(plan.label("points-ten-any"), points.task(plan.game, "ten", "any"), (reward,))
+    name = "points_rft" + "_diverse" * diverse + "_fast" * fast
     return train_rft(
-        preset, seed, name=f"points_rft{'_diverse' if diverse else ''}_{start}", lr=plan.rft_lr, steps=plan.rft_steps, practice=practice,
+        preset, seed, name=f"{name}_{start}", lr=plan.rft_lr * (3 if fast else 1), steps=plan.rft_steps, practice=practice,
         after=before, evaluate=evaluation(plan), save_at={plan.rft_steps}, home=home,
     )  # fmt: skip
 

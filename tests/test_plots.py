@@ -5,6 +5,7 @@ import math
 import re
 from xml.etree import ElementTree
 
+import fake_points
 import numpy as np
 import pytest
 from fake_runs import PROBES, SHAPES, all_noisy, dynamics_row, measured, noisy, record
@@ -16,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
-from rftkit import jigsaw, plots, runs
+from rftkit import jigsaw, plots, runs, spectra
 from rftkit.config import UserError
 from rftkit.evals import Interval, t_interval
 
@@ -111,6 +112,34 @@ def dynamics_figures():
     yield "sweep, none reached", plots.rate_sweep([("sft", 1e-3, matched([], ["sft-lr0.001-seed0"]))])
     yield "explanation", plots.explanation(list(panels())[:3])
     yield "explanation, two rows", plots.explanation(list(panels()))
+    yield from weight_figures()
+
+
+def of_hands(solved, n):
+    return Interval(solved / n, max(0.0, solved / n - 0.03), solved / n + 0.03)
+
+
+def weight_figures():
+    three = [fake_points.sft(seed) for seed in range(3)]
+    worded = [fake_points.sft(seed, method="points_sft_diverse") for seed in range(3)]
+    yield "cells", plots.cells_over_updates([fake_points.sft(0, "live"), *three[1:]])
+    yield "cells, one run", plots.cells_over_updates([fake_points.sft(0, "live")], of_hands)
+    yield "cells, two methods", plots.cells_over_updates([*three, *worded])
+    yield "restoration", plots.restoration(three, HEALED)
+    yield "restoration, one seed", plots.restoration(three[:1], [fake_points.rft(320)])
+    yield "nulls", plots.spectra_beside_null([fake_points.reports(seed) for seed in range(3)])
+    yield "nulls, large change", plots.spectra_beside_null([fake_points.reports(0, 3.0)])
+    yield "surgery", plots.surgery_bars([fake_points.surgery(seed) for seed in range(3)])
+    yield "surgery, one seed", plots.surgery_bars([fake_points.surgery()], of_hands)
+    law = spectra.marchenko_pastur(24, 48, 0.02).quantiles((np.arange(24) + 0.5) / 24)
+    yield "spectra", plots.spectrum([("a random matrix", law * 1.01, law), ("the base: layer 0, q_proj", law * 3, law)])
+    yield (
+        "angles",
+        plots.angle_profiles([("chance", np.linspace(0.4, 1.5, 9)), ("base to end", np.linspace(0, 0.1, 9))]),
+    )
+
+
+HEALED = [fake_points.rft(start, seed) for start in fake_points.STARTS for seed in range(3)]
 
 
 def range_of(n):
@@ -480,6 +509,130 @@ def test_what_cannot_be_drawn_is_a_user_error(draw, reason):
         draw()
 
 
+# --- figures of two stages and of weights
+
+
+def test_cells_have_a_panel_each_with_the_share_solved_and_the_share_read():
+    run = fake_points.sft(0)
+    fig = plots.cells_over_updates([run, fake_points.sft(1)])
+    assert [axes.get_title("left") for axes in fig.axes] == [plots.CELL_TITLES[name] for name in fake_points.CELLS]
+    for axes, name in zip(fig.axes, fake_points.CELLS, strict=True):
+        *thin, mean, read = by_color(axes, "points_sft", 3)
+        own = [row["cells"][name] for row in run.evals()]
+        assert thin[0].get_ydata().tolist() == [c["correct"] / 1000 for c in own] and len(thin) == 2
+        assert mean.get_ydata() == pytest.approx(np.mean([line.get_ydata() for line in thin], axis=0))
+        assert read.get_markerfacecolor() == "none" and read.get_linestyle() == ":"  # apart from solved without colour
+        other = [row["cells"][name]["read"] for row in fake_points.sft(1).evals()]
+        assert read.get_ydata() == pytest.approx([(a["read"] + b) / 2000 for a, b in zip(own, other, strict=True)])
+    solved = [np.mean([fake_points.sft(s).evals()[-1]["cells"]["own-face"]["correct"] / 1000 for s in range(2)])]
+    assert f"to {solved[0]:.1%} (highest" in fig.alt and "seeds 0-1 recorded" in fig.alt
+
+
+def test_cells_of_one_run_have_intervals_over_hands_and_of_many_over_seeds():
+    def spans(fig):
+        return [list(line.get_ydata()) for line in by_color(fig.axes[0], "points_sft") if len(line.get_xdata()) == 2]
+
+    solved = [row["cells"]["ten-any"]["correct"] for row in fake_points.sft(0).evals()]
+    assert spans(FIGURES["cells, one run"]) == [list(of_hands(c, 1000)[1:]) for c in solved]
+    at_end = [fake_points.sft(s).evals()[-1]["cells"]["ten-any"]["correct"] / 1000 for s in range(3)]
+    _, lo, hi = t_interval(at_end)
+    assert spans(FIGURES["cells"])[-1] == pytest.approx([max(lo, 0), min(hi, 1)])
+    assert "over hands" in words(FIGURES["cells, one run"]) and "over seeds" in words(FIGURES["cells"])
+    assert spans(plots.cells_over_updates([fake_points.sft(0)])) == []
+
+
+def test_restoration_puts_each_end_of_rft_beside_the_checkpoint_it_started_from():
+    fig = FIGURES["restoration"]
+    style = plots.style_of("points_rft_320")
+    assert style is plots.METHOD_STYLE["points_rft"]
+    for axes, cell in zip(fig.axes, ("own-face", "ten-any"), strict=True):
+        large = [line for line in axes.lines if line.get_color() == style.color and line.get_markersize() == 7]
+        ends = [
+            [r.evals()[-1]["cells"][cell]["correct"] / 1000 for r in HEALED if r.method == f"points_rft_{s}"]
+            for s in fake_points.STARTS
+        ]
+        assert [line.get_ydata()[0] for line in large] == [pytest.approx(np.mean(values)) for values in ends]
+        places = [line.get_xdata()[0] for line in large]
+        assert all(start < x < 1.2 * start + 2 for start, x in zip(fake_points.STARTS, places, strict=True))
+        arrows = [t for t in axes.texts if t.arrow_patch and not t.get_text()]
+        assert [t.xyann[0] for t in arrows] == list(fake_points.STARTS)
+        assert [t.xy for t in arrows] == [(x, pytest.approx(np.mean(v))) for x, v in zip(places, ends, strict=True)]
+    assert "from update 320" in fig.alt and "12 runs" in words(fig)
+
+
+def test_nulls_stand_beside_every_matrix_that_changed():
+    fig = FIGURES["nulls"]
+    legend = {t.get_text() for t in fig.legends[0].texts}
+    assert legend == set(plots.NULL_MARKS)
+    values = fig.axes[0]
+    assert [t.get_text() for t in values.get_yticklabels()] == [
+        "q_proj",
+        "k_proj",
+        "down_proj",
+    ]  # v_proj did not change
+    dots = [line for line in values.lines if line.get_marker() == "o"]
+    found = [r for seed in range(3) for r in fake_points.reports(seed).values() if r]
+    wide = [r.change.values for r in found if r.shape == (48, 96)]
+    assert sorted(dots[2].get_xdata()) == sorted(wide)
+    assert len({marker for marker, _, _ in plots.NULL_MARKS.values()}) == 4
+    nulls = [line for line in fig.axes[2].lines if line.get_marker() == "D"]
+    assert sorted(nulls[2].get_xdata()) == pytest.approx(
+        sorted(math.degrees(r.null.left.median) for r in found if r.shape == (48, 96))
+    )
+    chance = [line.get_xdata()[0] for line in fig.axes[3].lines if line.get_marker() == "x"]
+    assert chance[2] == pytest.approx(math.degrees(math.asin(math.sqrt(1 - 8 / 96))))
+    assert f"down_proj {np.median(wide):.2g} (" in fig.alt
+
+
+def test_surgery_says_how_long_each_edit_is_and_shows_every_seed():
+    fig = FIGURES["surgery"]
+    rows = [fake_points.surgery(seed) for seed in range(3)]
+    labels = [t.get_text() for t in fig.axes[0].get_yticklabels()]
+    assert labels[0] == "none" and labels[1] == "swap vectors (0.40)"
+    for axes, cell in zip(fig.axes, ("own-face", "ten-any"), strict=True):
+        shares = np.array([[r[cell]["correct"] / 1000 for r in some] for some in rows])
+        assert [bar.get_width() for bar in axes.patches] == pytest.approx(shares.mean(axis=0))
+        marks = [line.get_xdata() for line in axes.lines if line.get_marker() == "o"]
+        assert np.array(marks) == pytest.approx(shares.T)
+        (dotted,) = [line for line in axes.lines if line.get_linestyle() == ":"]
+        assert dotted.get_xdata()[0] == pytest.approx(shares[:, 0].mean())
+    assert "over seeds" in words(fig) and "over hands" in words(FIGURES["surgery, one seed"])
+    part = [fake_points.surgery(0), fake_points.surgery(1)[:3]]  # an edit that one seed lacks is left out
+    assert len(plots.surgery_bars(part).axes[0].patches) == 3
+
+
+def test_spectrum_and_angles_are_drawn_in_order():
+    left, right = FIGURES["spectra"].axes
+    dots, law = left.lines
+    assert (np.diff(dots.get_ydata()) < 0).all() and dots.get_ydata() == pytest.approx(1.01 * law.get_ydata())
+    assert right.lines[0].get_ydata()[0] == pytest.approx(3 * right.lines[1].get_ydata()[0])
+    lines = [line for line in FIGURES["angles"].axes[0].lines if len(line.get_xdata()) == 9]
+    assert lines[0].get_ydata() == pytest.approx(np.degrees(np.linspace(0.4, 1.5, 9)))
+    assert "base to end: 0 to 5.7 degrees, median 2.9" in FIGURES["angles"].alt
+
+
+@pytest.mark.parametrize(
+    ("draw", "reason"),
+    [
+        (lambda: plots.cells_over_updates([]), "no runs"),
+        (lambda: plots.cells_over_updates([noisy("sft", 0)]), "without cells"),
+        (lambda: plots.cells_over_updates([fake_points.sft(method=m) for m in plots.COMPANY[2]]), "more than two"),
+        (lambda: plots.restoration([], HEALED), "nothing to restore"),
+        (lambda: plots.restoration([fake_points.sft()], [fake_points.sft()]), "starts from"),
+        (lambda: plots.spectra_beside_null([]), "No matrix"),
+        (lambda: plots.spectra_beside_null([{"a.weight": None}]), "No matrix"),
+        (lambda: plots.surgery_bars([]), "no surgery"),
+        (lambda: plots.surgery_bars([fake_points.surgery()[1:]]), "unedited"),
+        (lambda: plots.spectrum([("a", [1.0, 2.0], [1.0])]), "no spectrum"),
+        (lambda: plots.angle_profiles([]), "no angles"),
+        (lambda: plots.style_of("points_dpo_3"), "'points_dpo_3'"),
+    ],
+)
+def test_weights_that_cannot_be_drawn_are_user_errors(draw, reason):
+    with pytest.raises(UserError, match=reason):
+        draw()
+
+
 # --- showing
 
 
@@ -547,14 +700,15 @@ def lab(color, matrix):
 
 
 @pytest.mark.parametrize("kind", BLINDNESS)
-@pytest.mark.parametrize(("group", "least"), [*zip(plots.COMPANY, (20, 22), strict=True)], ids=("02", "04"))
+@pytest.mark.parametrize(("group", "least"), [*zip(plots.COMPANY, (20, 22, 25), strict=True)], ids=("02", "04", "05"))
 def test_methods_that_share_a_figure_differ_in_colour_to_every_eye(group, least, kind):
     for a, b in itertools.combinations([plots.METHOD_STYLE[method].color for method in group], 2):
         assert np.linalg.norm(lab(a, BLINDNESS[kind]) - lab(b, BLINDNESS[kind])) > least, (a, b)
 
 
 def test_every_method_is_in_company():
-    assert {method for group in plots.COMPANY for method in group} == set(plots.METHOD_STYLE) == set(SHAPES)
+    assert {method for group in plots.COMPANY for method in group} == set(plots.METHOD_STYLE)
+    assert set(SHAPES) == set(plots.METHOD_STYLE) - set(plots.COMPANY[2])
 
 
 def test_methods_differ_without_colour():
