@@ -119,9 +119,9 @@ class Recorder(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         wanted = ("loss", "reward", "rewards/hit/mean", "rewards/exact/mean", "rewards/template/mean", "entropy", "kl", "grad_norm",
                   "completions/mean_length", "frac_reward_zero_std", "step_time")  # fmt: skip
-        row = {k.replace("/", "_"): v for k, v in (logs or {}).items() if k in wanted}
+        row = {k.replace("/", "_"): v for k, v in (logs or {}).items() if k in wanted or k.startswith("prefix/")}
         if "loss" in row:
-            counted = int((logs or {}).get("num_tokens", 0))
+            counted = int((logs or {}).get("num_tokens", self.counted))  # none where rollouts are reused
             self.tokens += counted - self.counted if counted >= self.counted else counted  # SFTTrainer counts anew
             self.counted = counted
             self.record.metrics.append(

@@ -8,8 +8,8 @@ approximated; `tests/test_rft.py` holds losses and gradients against plain TRL's
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from peft import PeftModel
 from transformers import DynamicCache
+from transformers.generation import LogitsProcessorList
 from trl import GRPOConfig, GRPOTrainer
 from trl.models.utils import unwrap_model_for_generation
 
@@ -66,16 +67,22 @@ class Practice:
 
 
 class RFTTrainer(GRPOTrainer):
-    """GRPOTrainer that reads a group's prompt once. Falls back to plain TRL where that cannot be done (vLLM, several processes,
-    gradient checkpointing, which has no cache to share)."""
+    """GRPOTrainer that reads a group's prompt once. Falls back to plain TRL where that cannot be done: with vLLM, several processes
+    or tools, and in the loss with gradient checkpointing, which has no cache to share (generation does not checkpoint)."""
 
     _group: torch.Tensor | None = None  # (B,) which rows have the same prompt and image
 
     @property
+    def _generates_shared(self) -> bool:
+        return not (self.use_vllm or self.accelerator.num_processes > 1 or self.tools)
+
+    @property
     def _shares_prompts(self) -> bool:
-        return not (
-            self.use_vllm or self.args.gradient_checkpointing or self.accelerator.num_processes > 1 or self.tools
-        )
+        return self._generates_shared and not self.args.gradient_checkpointing
+
+    def _logits_processors(self, width: int) -> LogitsProcessorList | None:
+        """Applied to the logits of the rollouts, whose prompts are padded to `width` tokens; a subclass may force tokens here."""
+        return None
 
     def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
         """TRL counts micro-steps from 0 after a resume; its schedule of fresh rollouts needs the count from the first update."""
@@ -96,7 +103,7 @@ class RFTTrainer(GRPOTrainer):
 
     def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[list[int]], list[Any] | None, dict[str, Any]]:
         """One tokenization a group. The multimodal fields stay one a group: they feed `_generate_single_turn` alone."""
-        if not self._shares_prompts:
+        if not self._generates_shared:
             return super()._tokenize_prompts(prompts)
         size = self.num_generations if self.model.training else self.num_generations_eval
         ids, images, fields = super()._tokenize_prompts(prompts[::size])
@@ -110,7 +117,7 @@ class RFTTrainer(GRPOTrainer):
 
         The generator is seeded by (seed, update), so that a resumed run draws the rollouts that an uninterrupted one would.
         """
-        if not self._shares_prompts:
+        if not self._generates_shared:
             return super()._generate_single_turn(prompt_ids, images, fields, num_generations, **kwargs)
         with torch.random.fork_rng(devices=[] if self.accelerator.device.type == "cpu" else None):
             torch.manual_seed(self.args.seed * 1_000_003 + self.state.global_step)
@@ -139,8 +146,9 @@ class RFTTrainer(GRPOTrainer):
             cache.batch_select_indices(every)
             _backbone(model).rope_deltas = deltas[every]
             out = model.generate(
-                input_ids=ids, attention_mask=mask, past_key_values=cache, generation_config=self.generation_config
-            )
+                input_ids=ids, attention_mask=mask, past_key_values=cache, generation_config=self.generation_config,
+                logits_processor=self._logits_processors(width),
+            )  # fmt: skip
         completions = []
         for row in out[:, width:].cpu():
             ends = torch.isin(row, eos).nonzero()
@@ -196,6 +204,8 @@ def _read_prompts(
     """Keys and values of the prompts (n, P) but for their last token, and their rotary offsets (n, 1)."""
     vision = {k: v[:, :-1] if k == "mm_token_type_ids" else v for k, v in vision.items()}
     inputs = {"input_ids": ids[:, :-1], "attention_mask": mask[:, :-1], **vision}
+    if not vision:  # the model would count padding on the left as positions, where what follows the prompt does not
+        inputs["position_ids"] = (mask[:, :-1].cumsum(-1) - 1).clamp(min=0).expand(3, -1, -1)
     cache = DynamicCache(config=model.config.get_text_config())
     model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
     deltas = _backbone(model).rope_deltas if "image_grid_thw" in vision else ids.new_zeros(len(ids), 1)
@@ -216,6 +226,20 @@ def _vision_of(first: torch.Tensor, fields: dict[str, Any], prompt: int) -> dict
     }
 
 
+@dataclass(frozen=True)
+class Variant:
+    """What another method changes of `train_rft`: the trainer, arguments of its GRPOConfig, the columns of a row, and what its
+    run is known by besides (`settings`)."""
+
+    trainer: Callable[..., RFTTrainer] = RFTTrainer
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    row: Callable[[Row], dict[str, Any]] = rft_row
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+PLAIN = Variant()
+
+
 def train_rft(
     preset: Preset,
     seed: int,
@@ -226,6 +250,7 @@ def train_rft(
     beta: float | None = None,
     until: float | None = None,
     practice: Practice | None = None,
+    variant: Variant = PLAIN,
     after: recording.Before | None = None,
     evaluate: recording.Evaluate | None = None,
     save_at: set[int] | None = None,
@@ -233,7 +258,8 @@ def train_rft(
     save_every: int = 50,
     home: Path | None = None,
 ) -> tuple[runs.RunRecord, Policy]:
-    """Train GRPO on the jigsaw with the reward of 2506.23508, or on `practice`. Returns the run's record and the trained policy.
+    """Train GRPO, or a `variant` of it, on the jigsaw with the reward of 2506.23508, or on `practice`. Returns the run's record and
+    the trained policy.
 
     An update takes `preset.rft_prompts` puzzles with `preset.rft_group` rollouts each; `beta` is the KL coefficient,
     `until` an exact accuracy at whose first evaluation training ends before `steps`; `after`, `evaluate` and `save_at` are
@@ -250,19 +276,19 @@ def train_rft(
     config = {
         "lr": lr, "steps": steps, "beta": beta, "prompts": preset.rft_prompts, "group": preset.rft_group,
         "reuse": preset.rft_reuse, "lora_rank": preset.lora_rank, **({"until": until} if until is not None else {}),
-        **({"practice": practice.name} if practice else {}),
+        **({"practice": practice.name} if practice else {}), **variant.settings,
     }  # fmt: skip
     policy = load_policy(preset)
     task, rewards = (practice.task, practice.rewards) if practice else (hub.new_task(preset), (hit, exact, template))
-    dataset = recording.lazy_dataset(lambda i: rft_row(task.row(seed, i, "train")), preset.train_n)
+    dataset = recording.lazy_dataset(lambda i: variant.row(task.row(seed, i, "train")), preset.train_n)
 
     def build(folder: Path, recorder: recording.Recorder) -> RFTTrainer:
         args = GRPOConfig(
-            output_dir=str(folder), beta=beta, use_vllm=preset.vllm, **grpo_arguments(preset),
+            output_dir=str(folder), beta=beta, use_vllm=preset.vllm, **{**grpo_arguments(preset), **variant.arguments},
             **recording.trainer_arguments(preset, lr, steps, seed, save_every),
         )  # fmt: skip
         recorder.examples_per_step, recorder.until = batch, until
-        return RFTTrainer(
+        return variant.trainer(
             policy.model, reward_funcs=list(rewards), args=args, train_dataset=dataset, processing_class=policy.processor,
             peft_config=lora_config(preset.lora_rank) if preset.lora_rank and not isinstance(policy.model, PeftModel) else None,
             callbacks=[recorder],

@@ -110,10 +110,14 @@ def train_sft(
         )  # fmt: skip
         recorder.examples_per_step = preset.sft_batch
         adapter = lora_config(rank) if rank and not isinstance(policy.model, PeftModel) else None  # `after` brings its own
-        return SFTTrainer(
+        trainer = SFTTrainer(
             policy.model, args=args, train_dataset=recording.lazy_dataset(lambda i: sft_row(rows[i]), len(rows)),
             processing_class=policy.processor, peft_config=adapter, callbacks=[recorder],
         )  # fmt: skip
+        # transformers counts no tokens for Qwen2.5-VL, whose own forward has no use for the count; TRL's loss has: without it
+        # an accumulated update is the mean of its micro-batches' means (the mistake that 2604.23747 found in SFT baselines)
+        trainer.model_accepts_loss_kwargs = True
+        return trainer
 
     record = recording.run(
         policy, name, seed, config, build, eval_steps or {steps}, home, after=after, measure=measure, evaluate=evaluate, save_at=save_at

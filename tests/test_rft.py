@@ -4,7 +4,7 @@ import pytest
 import torch
 from trl import GRPOConfig
 
-from rftkit import bench, jigsaw, points, recording, rft
+from rftkit import bench, chains, jigsaw, points, recording, rft
 from rftkit.policy import load_policy
 from rftkit.tasks import JIGSAW
 
@@ -43,8 +43,11 @@ def one_step(made):
 
 
 @pytest.mark.parametrize(
-    ("beta", "reuse", "task"), [(0.0, 1, JIGSAW), (0.1, 1, JIGSAW), (0.1, 2, JIGSAW), (0.1, 1, points.task(points.TINY))]
-)
+    ("beta", "reuse", "task"),
+    [
+        (0.0, 1, JIGSAW), (0.1, 1, JIGSAW), (0.1, 2, JIGSAW), (0.1, 1, points.task(points.TINY)), (0.0, 1, chains.task()),
+    ],
+)  # fmt: skip
 def test_one_update_equals_plain_trl(small_preset, tmp_path, beta, reuse, task):
     """Same rollouts, rewards, advantages, loss and gradients as TRL's own trainer, whose every rollout reads its own prompt."""
     preset = dataclasses.replace(small_preset, rft_reuse=reuse)
@@ -57,6 +60,32 @@ def test_one_update_equals_plain_trl(small_preset, tmp_path, beta, reuse, task):
     assert gradients.keys() == plain_gradients.keys() and not any("visual" in n for n in gradients)
     for name, gradient in plain_gradients.items():
         torch.testing.assert_close(gradients[name], gradient, atol=1e-5, rtol=1e-3, msg=name)
+
+
+def test_text_prompts_of_different_lengths_are_read_where_they_stand(small_preset, tmp_path):
+    """Padding on the left must not move a prompt away from what follows it: rollouts and loss, against a row read alone."""
+    made = trainer(rft.RFTTrainer, small_preset, tmp_path, task=chains.task())
+    generate, kept = made.model.generate, []
+
+    def keep(**kwargs):
+        kwargs["generation_config"].update(output_logits=True, return_dict_in_generate=True)
+        kept.append(generate(**kwargs))
+        return kept[0].sequences
+
+    made.model.generate = keep
+    inputs = made._prepare_inputs(next(iter(made.get_train_dataloader())))
+    ids, mask = (torch.cat([inputs[f"prompt_{k}"], inputs[f"completion_{k}"]], 1) for k in ("ids", "mask"))
+    made._group, width = inputs["prompt_group"], inputs["prompt_ids"].shape[1]
+    assert len(inputs["prompt_mask"].sum(1).unique()) > 1
+    alike = dict(zip(map(tuple, kept[0].sequences.tolist()), torch.stack(kept[0].logits, 1), strict=True))
+    with torch.no_grad():
+        logps = made._get_per_token_logps_and_entropies(made.model, ids, mask, ids.shape[1] - width)[0]
+        for row, seen, said in zip(ids, mask.bool(), logps, strict=True):
+            alone = made.model(input_ids=row[seen][None]).logits[0, :-1]
+            n = int(seen[width:].sum())
+            expected = alone.log_softmax(-1).gather(-1, row[seen][1:, None])[-n:, 0]
+            torch.testing.assert_close(said[:n], expected, atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(alike[tuple(row.tolist())][:n], alone[-n:], atol=1e-4, rtol=1e-4)
 
 
 def test_an_unfrozen_tower_gets_the_same_gradient(small_preset, tmp_path):
