@@ -1,5 +1,5 @@
-"""`python -m rftkit bench`: seconds and memory of an RFT step, the kit beside plain TRL, step by step in turn; and seconds of one
-gradient an example, batched, beside a loop with one backward pass each.
+"""`python -m rftkit bench`: seconds and memory of an RFT step, the kit beside plain TRL, step by step in turn; of a Prefix-RFT step
+beside an RFT step; and seconds of one gradient an example, batched, beside a loop with one backward pass each.
 
 Both trainers start from the same weights and get the same puzzles and the same random numbers, so their rollouts, rewards and
 losses must agree; the table prints by how much they do. GRPO's loss is near 0 by construction while the policy is the one that
@@ -13,7 +13,7 @@ import argparse
 import contextlib
 import statistics
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -22,11 +22,12 @@ import torch
 from tqdm import tqdm
 from trl import GRPOConfig, GRPOTrainer
 
-from rftkit import dynamics, hub, recording, rft, tasks
+from rftkit import dynamics, hub, prefix_rft, recording, rft, tasks
 from rftkit.config import Preset, UserError, get_preset
 from rftkit.policy import Policy, load_policy
 from rftkit.tasks import Row
 
+MOST_PREFIX = 1.25  # what a Prefix-RFT step may cost, in RFT steps
 PROC = Path("/proc/self")  # Linux alone says how much memory a process used at most; elsewhere the table says nan
 
 
@@ -52,19 +53,22 @@ class Side:
     rewards: list[float] = field(default_factory=list)
 
 
-def make_side(name: str, trainer_class: type[GRPOTrainer], preset: Preset, folder: str, steps: int) -> Side:
+PLAIN_TRL = rft.Variant(PlainTrainer)
+
+
+def make_side(name: str, variant: rft.Variant, preset: Preset, folder: str, steps: int) -> Side:
     policy = load_policy(preset)
-    if trainer_class is PlainTrainer:
+    if variant is PLAIN_TRL:
         del policy.model.model.get_image_features  # back to the class's own: no reuse of features
     task = hub.new_task(preset)
-    dataset = recording.lazy_dataset(lambda i: rft.rft_row(task.row(0, i, "train")), preset.train_n)
+    dataset = recording.lazy_dataset(lambda i: variant.row(task.row(0, i, "train")), preset.train_n)
     args = GRPOConfig(
         output_dir=folder,
         beta=preset.rft_beta,
-        **rft.grpo_arguments(preset),
+        **{**rft.grpo_arguments(preset), **variant.arguments},
         **recording.trainer_arguments(preset, preset.rft_lr, steps, 0, steps + 1),
     )
-    trainer = trainer_class(
+    trainer = variant.trainer(
         policy.model, reward_funcs=[rft.hit, rft.exact, rft.template], args=args, train_dataset=dataset,
         processing_class=policy.processor,
     )  # fmt: skip
@@ -105,17 +109,30 @@ def _status(key: str) -> float:
 
 
 def compare(preset: Preset, steps: int = 12, warm_up: int = 2) -> tuple[Side, Side]:
+    """The kit beside plain TRL."""
+    return _in_turn({"rftkit": rft.PLAIN, "plain TRL": PLAIN_TRL}, preset, steps, warm_up)
+
+
+def compare_prefix(preset: Preset, steps: int = 12, warm_up: int = 2) -> tuple[Side, Side]:
+    """Prefix-RFT beside RFT, both by the kit and by Dr. GRPO; prefixes are as long as half-way through a run, 0.725 on average."""
+    blend = replace(prefix_rft.PREFIX_RFT, low=(0.5, 0.5))
+    plain = replace(prefix_rft.variant(prefix_rft.PLAIN), trainer=rft.RFTTrainer)
+    return _in_turn({"Prefix-RFT": prefix_rft.variant(blend), "RFT": plain}, preset, steps, warm_up)
+
+
+def _in_turn(variants: dict[str, rft.Variant], preset: Preset, steps: int, warm_up: int) -> tuple[Side, Side]:
     """Run both sides in turn for `steps` measured steps."""
     with TemporaryDirectory() as folder:
-        kit = make_side("rftkit", rft.RFTTrainer, preset, folder, steps + warm_up)
-        plain = make_side("plain TRL", PlainTrainer, preset, folder, steps + warm_up)
+        first, second = (
+            make_side(name, variant, preset, folder, steps + warm_up) for name, variant in variants.items()
+        )
         for i in tqdm(range(steps + warm_up), desc="steps of each", mininterval=5):
-            for side in (kit, plain) if i % 2 else (plain, kit):
+            for side in (first, second) if i % 2 else (second, first):
                 step(side)
                 if i < warm_up:  # first steps pay for compilation and caches
                     side.seconds.clear()
                     side.megabytes.clear()
-    return kit, plain
+    return first, second
 
 
 @dataclass
@@ -197,6 +214,11 @@ def main(argv: list[str]) -> int:
     gap = max(abs(a - b) for a, b in zip(kit.rewards, plain.rewards, strict=True))
     loss_gap = max(abs(a - b) for a, b in zip(kit.losses, plain.losses, strict=True))
     print(f"largest difference over all steps: reward {gap:.2g}, loss {loss_gap:.2g}")
+    prefixed, free = compare_prefix(preset, args.steps)
+    times, other = statistics.median(prefixed.seconds), statistics.median(free.seconds)
+    print(
+        f"Prefix-RFT step over RFT step: {times:.3f} s over {other:.3f} s, {times / other:.2f} (at most {MOST_PREFIX})"
+    )
     print(
         "\none gradient of log pi(y|x) an example: milliseconds an example, medians; with all inner products after it in brackets"
     )
