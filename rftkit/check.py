@@ -215,6 +215,19 @@ def _number_or_none(value: Any) -> Tensor | None:
     return None if value is None else _number(value)
 
 
+def _pair(value: Any) -> Tensor:
+    return torch.stack([_number(item) for item in value]) if isinstance(value, tuple | list) else _array(value)
+
+
+def _mask(value: Any) -> Tensor:
+    """True and False, or 1 and 0, as 1 and 0."""
+    plain = value.astype(float) if isinstance(value, np.ndarray) and value.dtype == bool else value
+    mask = _array(plain)
+    if ((mask != 0) & (mask != 1)).any():
+        raise _Unreadable("a tensor that holds other numbers than 0 and 1")
+    return mask
+
+
 def _bools(value: Any) -> list[bool]:
     plain = value.tolist() if isinstance(value, Tensor | np.ndarray) else value
     if not isinstance(plain, list | tuple):
@@ -1336,3 +1349,392 @@ def restore_top(fn: Function) -> Feedback:
     `spectra.restore` with `orthonormal`.
     """
     return _judge(fn, RESTORE_TOP)
+
+
+# --- notebook 06: how long a prefix is ----------------------------------------------------------------------------------------------------
+
+_LONGEST, _SHORTEST = 0.95, 0.05
+
+
+def _from_to(first: float, last: float, fall: Callable[[float], float]) -> Callable[[int, int], float]:
+    """first at step 0, last at step `steps`; `fall` goes from 1 to 0."""
+    return lambda step, steps: last + fall(step / steps) * (first - last)
+
+
+def _pair_of(low: Callable[[int, int], float], high: Callable[[int, int], float]) -> Function:
+    return lambda step, steps: (low(step, steps), high(step, steps))
+
+
+def _always(value: float) -> Callable[[int, int], float]:
+    return lambda step, steps: value
+
+
+def _turning(angle: float) -> Callable[[float], float]:
+    return lambda x: (1 + math.cos(angle * x)) / 2
+
+
+_half_cosine = _turning(math.pi)
+
+
+def _low_along(fall: Callable[[float], float]) -> Function:
+    """low falls so, high stays."""
+    return _pair_of(_from_to(_LONGEST, _SHORTEST, fall), _always(_LONGEST))
+
+
+_low = _from_to(_LONGEST, _SHORTEST, _half_cosine)
+_bounds = _low_along(_half_cosine)
+_linear = _from_to(_LONGEST, _SHORTEST, lambda x: 1 - x)
+
+PREFIX_BOUNDS = Exercise(
+    right=_bounds,
+    cases=[(125, 500), (0, 500), (250, 500), (500, 500), (30, 120), (80, 120)],
+    read=_pair,
+    asked="a pair of numbers (low, high)",
+    praise="Only the lower bound falls: in the end l ~ U(0.05, 0.95), so half of a demonstration is still given on average.",
+    mistakes={
+        "both_decay": Mistake(
+            "You let the longest prefix shrink to 5 % as well. Only low decays, high stays 0.95: in the end l ~ U(0.05, 0.95), of mean 0.5. "
+            '"From 95 % down to 5 %" is true of the shortest prefix alone.',
+            [_pair_of(low, high) for high in (_low, _linear) for low in (high, _always(_SHORTEST), _always(0.0))],
+        ),
+        "low_never_falls": Mistake(
+            "Your bounds do not change: this is the uniform schedule that the paper compares with. low begins at 0.95 and falls to 0.05.",
+            [_pair_of(_always(low), _always(_LONGEST)) for low in (_SHORTEST, 0.0, _LONGEST)],
+        ),
+        "linear": Mistake(
+            "Your low falls along a straight line. Along half a cosine it stays long near the start and levels out at the end: (1 + cos(pi s / S)) / 2.",
+            [_low_along(lambda x: 1 - x)],
+        ),
+        "rising": Mistake(
+            "Your low rises. Demonstrations are nearly whole at the first update and are taken away: the cosine has a plus, 1 + cos.",
+            [_pair_of(_from_to(_SHORTEST, _LONGEST, _half_cosine), _always(_LONGEST))],
+        ),
+        "period": Mistake(
+            "Your cosine does not end where it should: over all S updates its angle goes from 0 to pi, so that it falls from 1 to -1, once.",
+            [_low_along(_turning(angle)) for angle in (2 * math.pi, math.pi / 2, 1.0)],
+        ),
+        "not_halved": Mistake(
+            "Your low begins above 1: 1 + cos goes from 2 to 0, so halve it.",
+            [_low_along(lambda x: 2 * _half_cosine(x))],
+        ),
+        "no_floor": Mistake(
+            "Your low does not begin and end where it should. It goes from 0.95 to 0.05: 0.05 + (1 + cos(pi s / S)) / 2 * (0.95 - 0.05).",
+            [
+                _pair_of(_from_to(_LONGEST, 0.0, _half_cosine), _always(_LONGEST)),
+                _pair_of(_from_to(_LONGEST - _SHORTEST, 0.0, _half_cosine), _always(_LONGEST)),
+                _pair_of(_from_to(1.0, 0.0, _half_cosine), _always(_LONGEST)),
+                _pair_of(_from_to(1.0, _SHORTEST, _half_cosine), _always(_LONGEST)),
+            ],
+        ),
+        "swapped": Mistake("The two are in the wrong order: low first.", [_pair_of(_always(_LONGEST), _low)]),
+        "percent": Mistake(
+            "These are percent. Shares of the demonstration are asked for, from 0 to 1.",
+            [lambda step, steps: tuple(100 * x for x in _bounds(step, steps))],
+        ),
+    },
+)
+
+
+def prefix_bounds(fn: Function) -> Feedback:
+    """fn(step, steps), 0 <= step <= steps -> (low, high): at update `step` the share l of a demonstration that is given is U(low, high).
+
+    high is 0.95 throughout, low falls from 0.95 at step 0 to 0.05 at the last along half a cosine (2507.01679, A.2).
+    That of the package is `prefix_rft.bounds`.
+    """
+    return _judge(fn, PREFIX_BOUNDS)
+
+
+# --- notebook 06: what a prefix weighs ----------------------------------------------------------------------------------------------------
+
+
+def _free_mean(rewards: Tensor, prefixed: int) -> Tensor:
+    return (rewards.sum() - rewards[prefixed]) / (len(rewards) - 1)
+
+
+def _of_free(rewards: Tensor, prefixed: int) -> Tensor:
+    return torch.cat([rewards[:prefixed], rewards[prefixed + 1 :]])
+
+
+def _centred(rewards: Tensor, prefixed: int) -> Tensor:
+    return rewards - _free_mean(rewards, prefixed)
+
+
+def _prefixed_is(advantage: Callable[[Tensor, int], Tensor | float], free: Function = _centred) -> Function:
+    """Advantages `free`, but the prefixed rollout's is another."""
+
+    def way(rewards: Tensor, prefixed: int) -> Tensor:
+        made = free(rewards, prefixed)
+        made[prefixed] = advantage(rewards, prefixed)
+        return made
+
+    return way
+
+
+def _scaled(std: Callable[[Tensor, int], Tensor]) -> list[Function]:
+    means = (lambda rewards, prefixed: rewards.mean(), _free_mean)
+    return [
+        lambda r, i, mean=mean, more=more: (r - mean(r, i)) / (std(r, i) + more)
+        for mean in means
+        for more in (0.0, 1e-4)
+    ]
+
+
+PREFIX_ADVANTAGES = Exercise(
+    right=_centred,
+    cases=[
+        (torch.tensor([1.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0]), 7),
+        (torch.tensor([0.0, 1.0, 1.0, 0.0, 1.0]), 3),
+        (torch.tensor([0.5, 2.0, -1.0, 1.0]), 1),
+    ],
+    read=_array,
+    asked="a tensor of shape (N,)",
+    praise="The baseline is what the policy gets by itself. Against the mean of all N, the prefixed one's would be (N - 1) / N of this: "
+    "so little separates the two estimators there, but there its reward also moves the free ones.",
+    mistakes={
+        "one_mean": Mistake(
+            "You took the mean over all N, the prefixed rollout among them (that is plain Dr. GRPO). A demonstration's help then counts against every free "
+            "rollout. Take the mean of the free ones, for all.",
+            [lambda rewards, prefixed: rewards - rewards.mean()],
+        ),
+        "in_the_free_mean": Mistake(
+            "The prefixed one's reward is in the baseline of the free rollouts: its advantage is right, theirs are not. Leave it out of their mean.",
+            [_prefixed_is(lambda r, i: r[i] - _free_mean(r, i), lambda r, i: r - r.mean())],
+        ),
+        "in_its_own_mean": Mistake(
+            "The prefixed one's own reward is in its baseline, which makes its advantage (N - 1) / N of what it should be. Compare it with the free ones alone.",
+            [_prefixed_is(lambda r, i: r[i] - r.mean())],
+        ),
+        "uncentred": Mistake(
+            "The prefixed rollout has no baseline: its reward stands there as it is. Then a prefix is learnt however often the policy succeeds without: "
+            "take off the mean of the free ones.",
+            [_prefixed_is(lambda r, i: r[i])],
+        ),
+        "sign_trap": Mistake(
+            "The prefixed one's advantage is minus the mean of the others, whatever it earned: a group of one, centred at itself, is 0. "
+            "So a good prefix would be unlearnt. It is r - m.",
+            [_prefixed_is(lambda r, i: -_free_mean(r, i))],
+        ),
+        "left_out": Mistake(
+            "The prefixed rollout has advantage 0: it would teach nothing. Only its *reward* is kept out of the mean.",
+            [_prefixed_is(lambda r, i: 0.0)],
+        ),
+        "std": Mistake(
+            "You divided by a standard deviation. Dr. GRPO does not: it would make groups that are nearly all right or all wrong count more.",
+            [
+                *_scaled(lambda r, i: r.std()),
+                *_scaled(lambda r, i: r.std(correction=0)),
+                *_scaled(lambda r, i: _of_free(r, i).std()),
+                *_scaled(lambda r, i: _of_free(r, i).std(correction=0)),
+            ],
+        ),
+        "leave_one_out": Mistake(
+            "You left each free rollout out of its own baseline, as RLOO does. Here one mean serves all: that of the N - 1 free ones.",
+            [
+                _prefixed_is(
+                    lambda r, i: r[i] - _free_mean(r, i),
+                    lambda r, i: r - (r.sum() - r[i] - r) / (len(r) - 2),
+                ),
+                lambda r, i: r - (r.sum() - r) / (len(r) - 1),
+            ],
+        ),
+        "always_the_last": Mistake(
+            "You took the last rollout for the prefixed one. Which one it is, `prefixed` says.",
+            [lambda rewards, prefixed: rewards - rewards[:-1].mean()],
+        ),
+        "sign_flipped": Mistake("The sign is flipped: better than the mean is positive.", _negated([_centred])),
+    },
+)
+
+
+def prefix_advantages(fn: Function) -> Feedback:
+    """fn(rewards (N,), prefixed) -> (N,): r_i - m, m the mean reward of the N - 1 free rollouts, of all i, `prefixed` too.
+
+    rewards[prefixed] is that of the rollout with a prefix, whose prefix tokens are meant. No division by a standard deviation.
+    That is "dr_grpo_prefix" of `prefix_rft.advantages`.
+    """
+    return _judge(fn, PREFIX_ADVANTAGES)
+
+
+# --- notebook 06: the entropy of a token --------------------------------------------------------------------------------------------------
+
+
+def _entropies(logits: Tensor, axis: int = -1) -> Tensor:
+    logps = logits.log_softmax(axis)
+    return -(logps.exp() * logps).sum(-1)
+
+
+def _seen_from(before: int, of: Callable[[Tensor], Tensor] = _entropies) -> Function:
+    """Of as many positions as there are tokens, ending `before` positions before the last."""
+    return lambda logits, length: of(logits)[:, logits.shape[1] - before - length : logits.shape[1] - before]
+
+
+_LOGITS = 2 * torch.randn(2, 7, 5, generator=torch.Generator().manual_seed(6))
+
+TOKEN_ENTROPIES = Exercise(
+    right=_seen_from(1),
+    cases=[(_LOGITS[:, :, :4], 3), (_LOGITS[:1, :5], 2)],
+    read=_tensor,
+    asked="a tensor of shape (B, length)",
+    praise="The logits at a position are about the next token: those that chose the first token of a reply stand at the last one of the prompt.",
+    mistakes={
+        "off_by_one": Mistake(
+            "This is off by one: logits[:, t] are about token t + 1, so the last `length` positions say how sure the model was *after* each token. "
+            "A token's entropy is that of the distribution it was drawn from, one position earlier.",
+            [_seen_from(0)],
+        ),
+        "shifted_twice": Mistake(
+            "You went back one position too many: the logits that chose token t stand at t - 1. Perhaps they were shifted before.",
+            [_seen_from(2)],
+        ),
+        "of_the_prompt": Mistake(
+            "These are entropies from the beginning of the sequence. The reply is its last `length` tokens.",
+            [lambda logits, length: _entropies(logits)[:, :length]],
+        ),
+        "bits": Mistake(
+            "This is in bits. Nats are asked for: take the natural logarithm, not log2.",
+            [lambda logits, length: _seen_from(1)(logits, length) / math.log(2)],
+        ),
+        "sign_flipped": Mistake(
+            "The sign is flipped: entropy is never negative, -sum p log p.", _negated([_seen_from(1), _seen_from(0)])
+        ),
+        "exponentiated": Mistake(
+            "This is exp of the entropy, a number of equally likely tokens: leave the exp out.",
+            [lambda logits, length: _seen_from(1)(logits, length).exp()],
+        ),
+        "vocabulary_mean": Mistake(
+            "You averaged over the vocabulary. p already weighs the terms: sum them.",
+            [lambda logits, length: _seen_from(1)(logits, length) / logits.shape[-1]],
+        ),
+        "wrong_axis": Mistake(
+            "Your softmax runs over the positions. It is over the vocabulary, the last axis, that the probabilities of a token sum to 1.",
+            [_seen_from(before, lambda logits: _entropies(logits, 1)) for before in (1, 0)],
+        ),
+        "one_a_sequence": Mistake(
+            "The tokens are averaged or added up. Clipping ranks tokens: one entropy for each is asked for.",
+            [
+                lambda logits, length, before=before, over=over: over(_seen_from(before)(logits, length))
+                for before in (1, 0)
+                for over in (lambda h: h.mean(1), lambda h: h.sum(1), lambda h: h.mean())
+            ],
+        ),
+    },
+)
+
+
+def token_entropies(fn: Function) -> Feedback:
+    """fn(logits (B, S, V), length) -> (B, length): of each of the last `length` tokens the entropy, in nats, of what it was drawn from.
+
+    logits are those of the whole sequence, prompt and reply, as a model returns them; S > length + 1.
+    """
+    return _judge(fn, TOKEN_ENTROPIES)
+
+
+# --- notebook 06: which tokens of prefixes are learnt from ----------------------------------------------------------------------------------
+
+
+def _highest(values: Tensor, count: float) -> Tensor:
+    """Marks the `count` highest of flat values, a part of one counting as one."""
+    marked = torch.zeros_like(values, dtype=torch.bool)
+    marked[values.argsort(descending=True)[: math.ceil(count - 1e-9)]] = True
+    return marked
+
+
+def _pooled_top(entropies: Tensor, prefix_mask: Tensor, share: float) -> Tensor:
+    marked = torch.zeros_like(prefix_mask)
+    marked[prefix_mask] = _highest(entropies[prefix_mask], share * int(prefix_mask.sum()))
+    return marked
+
+
+def _top_of_all(count: Callable[[Tensor, float], float], fill: float | None) -> Function:
+    """Ranks every position; those that are no prefix tokens as they are, or as `fill`."""
+
+    def way(entropies: Tensor, prefix_mask: Tensor, share: float) -> Tensor:
+        ranked = entropies if fill is None else entropies.masked_fill(~prefix_mask, fill)
+        return prefix_mask & _highest(ranked.flatten(), count(prefix_mask, share)).view_as(prefix_mask)
+
+    return way
+
+
+def _above_quantile(fill: float | None) -> Function:
+    def way(entropies: Tensor, prefix_mask: Tensor, share: float) -> Tensor:
+        ranked = entropies if fill is None else entropies.masked_fill(~prefix_mask, fill)
+        return prefix_mask & (ranked >= ranked.quantile(1 - share))
+
+    return way
+
+
+def _row_by_row(count: Callable[[float], float]) -> Function:
+    def way(entropies: Tensor, prefix_mask: Tensor, share: float) -> Tensor:
+        marked = torch.zeros_like(prefix_mask)
+        for row, own in enumerate(prefix_mask):
+            marked[row, own] = _highest(entropies[row, own], count(share * int(own.sum())) if own.any() else 0)
+        return marked
+
+    return way
+
+
+_ENTROPIES = torch.tensor([
+    [0.1, 2.0, 0.4, 1.9, 1.8, 0.3, 2.5, 3.1],
+    [0.2, 1.7, 0.05, 0.6, 2.8, 0.9, 0.0, 0.0],
+    [2.2, 0.7, 1.2, 3.0, 0.8, 1.1, 2.9, 0.0],
+])  # fmt: skip
+_PREFIXES = torch.arange(8) < torch.tensor([[6], [4], [0]])  # the third is a free rollout
+
+TOP_SHARE = Exercise(
+    right=_pooled_top,
+    cases=[
+        (_ENTROPIES, _PREFIXES, 0.2),
+        (_ENTROPIES[:2, :7], torch.arange(7) < torch.tensor([[3], [2]]), 0.4),
+        (_ENTROPIES, _PREFIXES, 0.5),
+    ],
+    read=_mask,
+    asked="a mask of shape (B, T)",
+    praise="One pool, and only prefix tokens in it: a long demonstration may keep many and another none.",
+    mistakes={
+        "padding_in_pool": Mistake(
+            "Positions that are no prefix tokens are in the pool: the share is of all of them, or their entropies are ranked too. "
+            "Padding's mean nothing (as zeros they lower the threshold, so that more is kept). Take entropies[prefix_mask] first, then rank.",
+            [
+                _top_of_all(lambda m, share: share * m.numel(), None),
+                _top_of_all(lambda m, share: share * int(m.sum()), None),
+                _top_of_all(lambda m, share: share * m.numel(), 0.0),
+                _above_quantile(None),
+                _above_quantile(0.0),
+            ],
+        ),
+        "per_sequence": Mistake(
+            "You take the share of each sequence. Here all prefix tokens of the batch are one pool: a dull demonstration may keep none.",
+            [
+                _row_by_row(math.ceil),
+                _row_by_row(math.floor),
+                _row_by_row(round),
+                _row_by_row(lambda n: max(1, round(n))),
+            ],
+        ),
+        "lowest": Mistake(
+            "You keep the tokens of lowest entropy: those are learnt already, or confidently otherwise. Keep the highest.",
+            [lambda e, m, share: _pooled_top(-e, m, share)],
+        ),
+        "dropped": Mistake(
+            "These are the tokens to drop. Mark those that are kept.",
+            [lambda e, m, share: m & ~_pooled_top(e, m, share)],
+        ),
+        "one_minus": Mistake(
+            "You keep 1 - share. For the top fifth, the threshold is the quantile 0.8.",
+            [lambda e, m, share: _pooled_top(e, m, 1 - share)],
+        ),
+        "free_too": Mistake(
+            "The prefix tokens are right, but you mark all other positions as well. Those are added later: here mark prefix tokens only.",
+            [lambda e, m, share: _pooled_top(e, m, share) | ~m],
+        ),
+    },
+)
+
+
+def top_share(fn: Function) -> Feedback:
+    """fn(entropies (B, T), prefix_mask (B, T), share) -> (B, T) of True and False: the `share` of prefix tokens with the highest entropy.
+
+    All prefix tokens of the batch are one pool. Elsewhere, on free tokens and padding, the mask is False; entropies there may be
+    anything. In the trials the share is a whole number of tokens and no two entropies are equal. `prefix_rft.top_share`.
+    """
+    return _judge(fn, TOP_SHARE)

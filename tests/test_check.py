@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from rftkit import check
+from rftkit import check, prefix_rft
 from rftkit.check import Exercise, Feedback
 from rftkit.evals import crossing, value_at
 from rftkit.rollouts import Rollout
@@ -28,6 +28,10 @@ CHECKS = {
     check.principal_angles: check.PRINCIPAL_ANGLES,
     check.trivial_zeros: check.TRIVIAL_ZEROS,
     check.restore_top: check.RESTORE_TOP,
+    check.prefix_bounds: check.PREFIX_BOUNDS,
+    check.prefix_advantages: check.PREFIX_ADVANTAGES,
+    check.token_entropies: check.TOKEN_ENTROPIES,
+    check.top_share: check.TOP_SHARE,
 }
 every_check = pytest.mark.parametrize("try_it", CHECKS, ids=lambda c: c.__name__)
 
@@ -247,6 +251,91 @@ def rows_for_columns(base, tuned, k):
     return Ut @ torch.diag(S) @ Vt
 
 
+def bounds_by(fall, first=0.95, last=0.05, high=lambda low: 0.95):
+    """low from a curve `fall` of step / steps, 1 at its start."""
+
+    def fn(step, steps):
+        low = last + fall(step / steps) * (first - last)
+        return low, high(low)
+
+    return fn
+
+
+def half_cosine(x):
+    return 0.5 + math.cos(x * math.pi) / 2
+
+
+def package_advantages(how):
+    """The package's, of the prefix tokens where the rollout has a prefix."""
+
+    def fn(rewards, prefixed):
+        with_prefix = torch.arange(len(rewards))[None] == prefixed
+        chosen, forced = prefix_rft.advantages(rewards[None], with_prefix, how)
+        return torch.where(with_prefix, forced, chosen)[0]
+
+    return fn
+
+
+def advantages_by_loop(rewards, prefixed, prefixed_is=None, baseline=None):
+    r = rewards.tolist()
+    free = [x for i, x in enumerate(r) if i != prefixed]
+    m = sum(free) / len(free)
+    made = [x - (m if baseline is None else baseline(r, free, m)) for x in r]
+    made[prefixed] = r[prefixed] - m if prefixed_is is None else prefixed_is(r, r[prefixed], m)
+    return torch.tensor(made)
+
+
+def standardised(r, prefixed, of=lambda r, free: free, **kwargs):
+    free = np.delete(r.numpy(), prefixed)
+    values = of(r.numpy(), free)
+    return (r.numpy() - values.mean()) / (values.std(**kwargs) + 1e-4)
+
+
+def entropies_by_categorical(logits, length, after=0):
+    end = logits.shape[1] - 1 + after
+    return torch.distributions.Categorical(logits=logits[:, end - length : end]).entropy()
+
+
+def entropies_by_loop(logits, length):
+    rows = []
+    for sequence in logits.tolist():
+        own = []
+        for z in sequence[-length - 1 : -1]:
+            total = sum(map(math.exp, z))
+            own.append(-sum(math.exp(x) / total * math.log(math.exp(x) / total) for x in z))
+        rows.append(own)
+    return torch.tensor(rows)
+
+
+def plogp(logits, length, dim=-1, log=torch.log, shift=1):
+    p = logits.softmax(dim)[:, -length - shift : -shift or None]
+    return -(p * log(p)).sum(-1)
+
+
+def top_by_threshold(entropies, prefix_mask, share, pool=None, below=False, strict=False):
+    pool = entropies[prefix_mask] if pool is None else pool(entropies, prefix_mask)
+    limit = pool.quantile(share if below else 1 - share)
+    kept = entropies <= limit if below else entropies > limit if strict else entropies >= limit
+    return kept & prefix_mask
+
+
+def top_by_loop(entropies, prefix_mask, share):
+    places = [tuple(p) for p in prefix_mask.nonzero().tolist()]
+    places.sort(key=lambda p: -float(entropies[p]))
+    kept = np.zeros(tuple(entropies.shape), bool)
+    for place in places[: round(share * len(places))]:
+        kept[place] = True
+    return kept
+
+
+def top_each_row(entropies, prefix_mask, share):
+    kept = torch.zeros_like(prefix_mask)
+    for i, (h, own) in enumerate(zip(entropies, prefix_mask, strict=True)):
+        if own.any():
+            kept[i] = own & (h >= h[own].topk(math.ceil(share * own.sum().item())).values.min())
+    return kept
+
+
 RIGHT = {
     check.per_example_gradients: [gradients_by_autograd, gradients_by_vmap, gradients_by_loop, lambda *a: gradients_by_loop(*a).double()],
     check.answer_log_likelihood: [lambda z, t: logp(z, t).sum(1), lambda z, t: -nll(z, t).sum(1)],
@@ -274,6 +363,28 @@ RIGHT = {
     check.principal_angles: [numpy_angles, angles_by_sines, angles_by_projectors, lambda A, B: torch_angles(A.double(), B.double()).float()],
     check.trivial_zeros: [lambda n, k: 2 * k - n if 2 * k > n else 0, lambda n, k: np.maximum(2 * k - n, 0), lambda n, k: torch.tensor(k - min(k, n - k))],
     check.restore_top: [restoring(), torch_restored, lambda *a: torch.from_numpy(restoring()(*a))],
+    check.prefix_bounds: [
+        lambda s, S: prefix_rft.bounds(prefix_rft.PREFIX_RFT, s, S),
+        bounds_by(half_cosine),
+        bounds_by(lambda x: math.cos(x * math.pi / 2) ** 2),
+        lambda s, S: [0.05 + 0.45 * (1 + np.cos(np.pi * s / S)), 0.95],
+        lambda s, S: torch.tensor(bounds_by(half_cosine)(s, S)),
+        lambda s, S: np.array(bounds_by(half_cosine)(s, S)),
+    ],
+    check.prefix_advantages: [
+        package_advantages("dr_grpo_prefix"),
+        advantages_by_loop,
+        lambda r, i: r - r[torch.arange(len(r)) != i].mean(),
+        lambda r, i: r.numpy() - np.delete(r.numpy(), i).mean(),
+    ],
+    check.token_entropies: [entropies_by_categorical, entropies_by_loop, plogp, lambda z, n: plogp(z[:, :-1], n, shift=0)],
+    check.top_share: [
+        prefix_rft.top_share,
+        top_by_loop,
+        top_by_threshold,
+        lambda e, m, share: top_by_threshold(e, m, share, strict=True).float(),
+        lambda e, m, share: top_by_threshold(e, m, share, pool=lambda e, m: e.where(m, torch.nan)[m]),
+    ],
 }  # fmt: skip
 
 WRONG = {
@@ -453,6 +564,67 @@ WRONG = {
         ("gram_schmidt", restoring(one_by_one)),
         ("qr_signs", restoring(lambda X: np.linalg.qr(X)[0])),
     ],
+    check.prefix_bounds: [
+        ("both_decay", lambda s, S: prefix_rft.bounds(prefix_rft.Blend(high=(0.95, 0.05)), s, S)),
+        ("both_decay", lambda s, S: (0.05, bounds_by(half_cosine)(s, S)[0])),
+        ("both_decay", lambda s, S: (0.0, 0.95 - 0.9 * s / S)),
+        ("low_never_falls", lambda s, S: prefix_rft.bounds(prefix_rft.UNIFORM, s, S)),
+        ("low_never_falls", lambda s, S: (0.95, 0.95)),
+        ("linear", bounds_by(lambda x: 1 - x)),
+        ("rising", bounds_by(lambda x: (1 - math.cos(math.pi * x)) / 2)),
+        ("period", bounds_by(lambda x: (1 + math.cos(2 * math.pi * x)) / 2)),
+        ("period", bounds_by(lambda x: (1 + math.cos(x)) / 2)),
+        ("not_halved", bounds_by(lambda x: 1 + math.cos(math.pi * x))),
+        ("no_floor", bounds_by(half_cosine, last=0.0)),
+        ("no_floor", lambda s, S: (half_cosine(s / S) * (0.95 - 0.05), 0.95)),
+        ("swapped", lambda s, S: bounds_by(half_cosine)(s, S)[::-1]),
+        ("percent", lambda s, S: [100 * x for x in bounds_by(half_cosine)(s, S)]),
+    ],
+    check.prefix_advantages: [
+        ("one_mean", package_advantages("dr_grpo")),
+        ("one_mean", lambda r, i: r - r.mean()),
+        ("in_the_free_mean", lambda *a: advantages_by_loop(*a, baseline=lambda r, free, m: sum(r) / len(r))),
+        ("in_its_own_mean", lambda *a: advantages_by_loop(*a, prefixed_is=lambda r, own, m: own - sum(r) / len(r))),
+        ("uncentred", lambda r, i: prefix_rft.advantages(r[None], torch.arange(len(r))[None] == i, "dr_grpo_prefix")[0][0]),
+        ("uncentred", lambda *a: advantages_by_loop(*a, prefixed_is=lambda r, own, m: own)),
+        ("sign_trap", package_advantages("dr_grpo_prefix_v2")),
+        ("left_out", lambda *a: advantages_by_loop(*a, prefixed_is=lambda r, own, m: 0)),
+        ("std", standardised),
+        ("std", lambda r, i: standardised(r, i, ddof=1)),
+        ("std", lambda r, i: standardised(r, i, of=lambda r, free: r)),
+        ("std", lambda r, i: (r - r.mean()) / r.std()),
+        ("leave_one_out", lambda r, i: torch.stack([r[k] - r[[j for j in range(len(r)) if j not in (i, k)]].mean() for k in range(len(r))])),
+        ("leave_one_out", lambda r, i: torch.stack([r[k] - r[[j for j in range(len(r)) if j != k]].mean() for k in range(len(r))])),
+        ("always_the_last", lambda r, i: r - r[:-1].mean()),
+        ("sign_flipped", lambda r, i: -advantages_by_loop(r, i)),
+    ],
+    check.token_entropies: [
+        ("off_by_one", lambda z, n: entropies_by_categorical(z, n, after=1)),
+        ("off_by_one", lambda z, n: plogp(z, n, shift=0)),
+        ("shifted_twice", lambda z, n: entropies_by_categorical(z[:, :-1], n)),
+        ("of_the_prompt", lambda z, n: torch.distributions.Categorical(logits=z).entropy()[:, :n]),
+        ("bits", lambda z, n: plogp(z, n, log=torch.log2)),
+        ("sign_flipped", lambda z, n: -entropies_by_categorical(z, n)),
+        ("sign_flipped", lambda z, n: -entropies_by_categorical(z, n, after=1)),
+        ("exponentiated", lambda z, n: torch.distributions.Categorical(logits=z[:, -n - 1 : -1]).perplexity()),
+        ("vocabulary_mean", lambda z, n: -(z.softmax(-1) * z.log_softmax(-1)).mean(-1)[:, -n - 1 : -1]),
+        ("wrong_axis", lambda z, n: plogp(z, n, dim=1)),
+        ("wrong_axis", lambda z, n: plogp(z, n, dim=1, shift=0)),
+        ("one_a_sequence", lambda z, n: entropies_by_categorical(z, n).mean(-1)),
+        ("one_a_sequence", lambda z, n: entropies_by_categorical(z, n, after=1).mean()),
+    ],
+    check.top_share: [
+        ("padding_in_pool", lambda e, m, share: top_by_threshold(e, m, share, pool=lambda e, m: e.flatten())),
+        ("padding_in_pool", lambda e, m, share: top_by_threshold(e, m, share, pool=lambda e, m: (e * m).flatten())),
+        ("padding_in_pool", lambda e, m, share: m & torch.zeros(m.numel(), dtype=bool).index_fill(
+            0, e.flatten().topk(round(share * m.sum().item())).indices, True).view_as(m)),
+        ("per_sequence", top_each_row),
+        ("per_sequence", lambda e, m, share: torch.stack([prefix_rft.top_share(h[None], own[None], share)[0] for h, own in zip(e, m, strict=True)])),
+        ("lowest", lambda e, m, share: top_by_threshold(e, m, share, below=True)),
+        ("dropped", lambda e, m, share: m & ~torch.as_tensor(top_by_loop(e, m, share))),
+        ("one_minus", lambda e, m, share: top_by_threshold(e, m, 1 - share)),
+        ("free_too", lambda e, m, share: ~m | top_by_threshold(e, m, share)),
+    ],
 }  # fmt: skip
 
 
@@ -605,6 +777,13 @@ def test_no_return(try_it):
         (check.principal_angles, lambda A, B: numpy_angles(A, B)[0], "returned a value of type `float64`, but an array of shape (k,) is asked for."),
         (check.trivial_zeros, lambda n, k: 2 * k > n, "returned a value of type `bool`, but one number is asked for."),
         (check.restore_top, lambda b, t, k: restoring()(b, t, k)[:, :2], "returned the shape (3, 2), but an array of shape (m, n) is asked for: here (3, 3)."),
+        (check.prefix_bounds, lambda s, S: 0.5, "returned a value of type `float`, but a pair of numbers (low, high) is asked for."),
+        (check.prefix_bounds, lambda s, S: (0.5, 0.95, 1), "returned the shape (3,), but a pair of numbers (low, high)"),
+        (check.prefix_bounds, lambda s, S: (0.5, "0.95"), "returned a value of type `str`, but a pair of numbers"),
+        (check.prefix_advantages, lambda r, i: r[r != i] if i == 0 else r[:-1], "returned the shape (7,), but a tensor of shape (N,) is asked for: here (8,)."),
+        (check.token_entropies, lambda z, n: entropies_by_categorical(z, z.shape[1] - 1), "returned the shape (2, 6), but a tensor of shape (B, length) is asked for: here (2, 3)."),
+        (check.top_share, lambda e, m, share: e[m], "returned a tensor that holds other numbers than 0 and 1, but a mask of shape (B, T) is asked for."),
+        (check.top_share, lambda e, m, share: m[m], "returned the shape (10,), but a mask of shape (B, T) is asked for: here (3, 8)."),
     ],
 )  # fmt: skip
 def test_wrong_shapes_and_types_get_one_sentence(try_it, fn, said):
@@ -630,6 +809,10 @@ def test_wrong_shapes_and_types_get_one_sentence(try_it, fn, said):
         (check.subspace_distance, lambda U, V: 3, "mine(U = [[0.5, 0.5], [0.5, -0.5], [0.5, 0.5], [0.5, -0.5]], V = "),
         (check.principal_angles, lambda A, B: numpy_angles(A, B) + (len(A) > 4), "mine(A = a tensor of shape (96, 24), B = a tensor of shape (96, 24)) should return "),
         (check.restore_top, lambda b, t, k: t, ", k = 2) should return "),
+        (check.prefix_bounds, lambda s, S: (0.4, 0.95), "mine(step = 125, steps = 500) should return 0.8182 at [0], but returned 0.4."),
+        (check.prefix_advantages, lambda r, i: r, ", prefixed = 7) should return 0.71429 at [0], but returned 1."),
+        (check.token_entropies, lambda z, n: z[:, -n:, 0], ", length = 3) should return "),
+        (check.top_share, lambda e, m, share: m, ", share = 0.2) should return 0 at [0, 0], but returned 1."),
     ],
 )  # fmt: skip
 def test_an_unknown_mistake_is_shown_where_it_is(try_it, fn, said):
@@ -653,6 +836,9 @@ def test_an_unknown_mistake_is_shown_where_it_is(try_it, fn, said):
         (check.subspace_distance, lambda U, V: math.nan),
         (check.principal_angles, lambda A, B: torch.full((A.shape[1],), math.nan)),
         (check.restore_top, lambda b, t, k: t * math.nan),
+        (check.prefix_bounds, lambda s, S: (math.nan, 0.95)),
+        (check.prefix_advantages, lambda r, i: r * math.nan),
+        (check.token_entropies, lambda z, n: z[:, -n:, 0] * math.nan),
     ],
 )
 def test_nan_is_told(try_it, fn):
@@ -753,6 +939,28 @@ def test_restored_matrices_keep_the_tuned_values():
         )
         torch.testing.assert_close(kept, torch.linalg.svdvals(tuned))
         assert (mixed - kept).abs().max() > 0.01
+
+
+def test_the_schedule_ends_at_half_a_demonstration():
+    """What the exercise's praise says: mean 0.95 at the first update, 0.5 at the last, 0.725 over all (prefix_rft's schedule too)."""
+    means = [sum(check.PREFIX_BOUNDS.right(step, 1000)) / 2 for step in range(1001)]
+    assert (means[0], means[-1]) == pytest.approx((0.95, 0.5)) and np.mean(means) == pytest.approx(0.725, abs=1e-3)
+    assert check.PREFIX_BOUNDS.right(300, 1000) == pytest.approx(prefix_rft.bounds(prefix_rft.PREFIX_RFT, 300, 1000))
+
+
+def test_the_two_estimators_differ_by_a_factor_for_the_prefix():
+    for rewards, prefixed in check.PREFIX_ADVANTAGES.cases:
+        n = len(rewards)
+        ours = check.PREFIX_ADVANTAGES.right(rewards, prefixed)[prefixed]
+        torch.testing.assert_close(rewards[prefixed] - rewards.mean(), (n - 1) / n * ours)
+
+
+def test_shares_to_keep_are_whole_and_entropies_differ():
+    for entropies, mask, share in check.TOP_SHARE.cases:
+        own = entropies[mask]
+        assert abs(share * len(own) - round(share * len(own))) < 1e-9 and len(own.unique()) == len(own)
+        assert check.TOP_SHARE.right(entropies, mask, share).sum() == round(share * len(own))
+        assert not mask.all() and entropies[~mask].max() > own.max()  # what is no prefix token would win
 
 
 def test_feedback_reads_well_in_a_cell():

@@ -1,4 +1,6 @@
+import itertools
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -181,3 +183,94 @@ def test_mean_curve_covers_what_all_seeds_span():
         evals.mean_curve([([0, 1], [0, 0]), ([2, 3], [0, 0])])
     with pytest.raises(UserError, match="no curves"):
         evals.mean_curve([])
+
+
+# --- pass@k -----------------------------------------------------------------------------------------------------------
+
+
+def by_subsets(n, c, k):
+    """The share of all subsets of k replies that hold one of the c right ones."""
+    subsets = list(itertools.combinations(range(n), k))
+    return sum(min(subset) < c for subset in subsets) / len(subsets)
+
+
+def test_pass_at_k_counts_subsets():
+    for n in range(1, 8):
+        for c in range(n + 1):
+            for k in range(1, n + 1):
+                assert evals.pass_at_k(n, c, k) == pytest.approx(by_subsets(n, c, k), abs=1e-12), (n, c, k)
+
+
+def test_pass_at_k_at_its_ends():
+    assert [evals.pass_at_k(10, 0, k) for k in (1, 5, 10)] == [0, 0, 0]
+    assert str(evals.pass_at_k(10, 0, 5)) == "0.0"  # no minus
+    assert [evals.pass_at_k(10, c, 10) for c in (1, 5, 10)] == [1, 1, 1]
+    assert evals.pass_at_k(10, 3, 1) == pytest.approx(0.3, rel=1e-12)
+    assert type(evals.pass_at_k(np.int64(8), np.int64(2), 4)) is float
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_pass_at_k_is_exact_where_binomials_overflow(data):
+    n = data.draw(st.integers(2, 3000))
+    c, k = data.draw(st.integers(0, n)), data.draw(st.integers(1, n))
+    exact = 1 - Fraction(math.comb(n - c, k), math.comb(n, k))
+    assert evals.pass_at_k(n, c, k) == pytest.approx(float(exact), rel=1e-9, abs=0)
+
+
+def test_pass_at_k_keeps_its_digits_for_many_replies():
+    assert evals.pass_at_k(10**15, 1, 1) == pytest.approx(1e-15, rel=1e-9)
+    assert evals.pass_at_k(2048, 1, 1024) == pytest.approx(0.5, rel=1e-12)
+    assert 1 - 1e-12 < evals.pass_at_k(10**6, 500_000, 1000) <= 1
+
+
+def test_pass_at_k_is_unbiased_and_the_plug_in_is_not():
+    p, n, k = 0.15, 10, 4
+    weights = [math.comb(n, c) * p**c * (1 - p) ** (n - c) for c in range(n + 1)]
+    truth = 1 - (1 - p) ** k
+    assert sum(w * evals.pass_at_k(n, c, k) for c, w in enumerate(weights)) == pytest.approx(truth, abs=1e-12)
+    assert sum(w * (1 - (1 - c / n) ** k) for c, w in enumerate(weights)) < truth - 0.02
+
+
+@pytest.mark.parametrize(
+    ("n", "c", "k", "said"),
+    [
+        (0, 0, 1, "at least 1 as n, not 0"),
+        (8, 9, 2, "0 to 8 as c, not 9"),
+        (8, -1, 2, "0 to 8 as c, not -1"),
+        (8, 2, 0, "1 to 8 as k, not 0"),
+        (8, 2, 9, "1 to 8 as k, not 9"),
+        (8.0, 2, 2, "as n, not 8.0"),
+        (8, True, 2, "as c, not True"),
+        (8, 2, math.nan, "as k, not nan"),
+    ],
+)
+def test_pass_at_k_refuses_nonsense(n, c, k, said):
+    with pytest.raises(UserError, match=said):
+        evals.pass_at_k(n, c, k)
+
+
+def test_pass_at_k_interval_covers_and_repeats():
+    counts = [0, 0, 1, 8, 3, 0, 8, 2, 0, 5]
+    found = evals.pass_at_k_interval(counts, 8, 4, seed=1)
+    assert found == evals.pass_at_k_interval(counts, 8, 4, seed=1) != evals.pass_at_k_interval(counts, 8, 4, seed=2)
+    assert found.mean == pytest.approx(np.mean([by_subsets(8, c, 4) for c in counts]))
+    assert 0 < found.lo < found.mean < found.hi < 1
+    wide = evals.pass_at_k_interval(counts * 16, 8, 4)
+    assert wide.hi - wide.lo == pytest.approx((found.hi - found.lo) / 4, rel=0.15)  # by the root of the problems
+    with pytest.raises(UserError, match="0 to 8 as c"):
+        evals.pass_at_k_interval([3, 9], 8, 4)
+    with pytest.raises(UserError, match="at least one value"):
+        evals.pass_at_k_interval([], 8, 4)
+
+
+def test_pass_at_k_interval_covers_the_truth_about_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    truth = 1 - math.gamma(6) * math.gamma(2.5) / (
+        math.gamma(6.5) * math.gamma(2)
+    )  # E[1 - (1-p)^4], p from Beta(1/2, 2)
+    hits = 0
+    for i in range(100):
+        found = evals.pass_at_k_interval(rng.binomial(16, rng.beta(0.5, 2, 60)), 16, 4, seed=i, resamples=300)
+        hits += found.lo <= truth <= found.hi
+    assert 88 <= hits <= 100

@@ -1,0 +1,288 @@
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import PreTrainedTokenizerFast
+
+from rftkit import chains
+from rftkit.chains import Chain, Chains
+from rftkit.config import CARDS_DIR, UserError, get_preset
+from rftkit.evals import ProbeCount
+from rftkit.scenes import SPLITS
+from rftkit.tasks import Row
+
+GAMES = (Chains(), Chains((2, 6), 9), Chains((3, 5), 9, 18))
+EXAMPLE = Chain((17, -9, 16, 4))
+
+
+def row_of(chain):
+    data = {"value": chain.value, "level": chain.level, "chain": chain}
+    return Row("chains", chains.prompt(chain), chains.demonstration(chain), data=data)
+
+
+EXAMPLE_ROW = row_of(EXAMPLE)
+
+
+def rows(n=300, game=GAMES[0], split="train", seed=0):
+    return chains.task(game).rows(seed, n, split)
+
+
+def steps_of(text):
+    """(a, sign, b, c) of each "a sign b = c"."""
+    return [
+        (int(a), sign, int(b), int(c)) for a, sign, b, c in re.findall(r"([0-9]+) ([+-]) ([0-9]+) = ([0-9]+)", text)
+    ]
+
+
+def holds(a, sign, b, c):
+    return c == (a + b if sign == "+" else a - b)
+
+
+# ---- chains ----
+
+
+def test_a_chain_says_its_sum():
+    assert EXAMPLE.text == "17 - 9 + 16 + 4"
+    assert (EXAMPLE.totals, EXAMPLE.value, EXAMPLE.level) == ((17, 8, 24, 28), 28, 4)
+    assert chains.prompt(EXAMPLE) == "what is 17 - 9 + 16 + 4 ?"
+
+
+@pytest.mark.parametrize("game", GAMES)
+def test_drawn_chains_obey_the_game(game):
+    drawn = [row.data["chain"] for row in rows(400, game)]
+    for chain in drawn:
+        assert game.terms[0] <= chain.level <= game.terms[1]
+        assert all(1 <= abs(term) <= game.most for term in chain.terms) and chain.terms[0] > 0
+        assert min(chain.totals) >= 0 and max(chain.totals) <= game.top
+    counts = np.bincount([chain.level for chain in drawn])[game.terms[0] :]
+    assert len(counts) == len(game.levels) and counts.min() > 0.7 * 400 / len(game.levels)
+    assert any(term < 0 for chain in drawn for term in chain.terms) and max(c.value for c in drawn) > game.top - 6
+
+
+def test_rows_are_functions_of_seed_split_and_index():
+    task = chains.task()
+    assert task.row(3, 5, "train") == task.row(3, 5, "train")
+    assert len({task.row(seed, 5, split).prompt for seed in (0, 1) for split in SPLITS}) == 6
+    row = task.row(0, 0)
+    assert row.answer == chains.oracle(row) and row.data["level"] == row.data["chain"].level
+    assert row.image is None and not task.uses_image and task.name == "chains"
+
+
+def test_no_chain_is_in_two_splits():
+    by_split = {split: {row.data["chain"].terms for row in rows(1500, split=split)} for split in SPLITS}
+    assert not by_split["train"] & by_split["test"]
+    assert not by_split["train"] & by_split["validation"]
+    assert not by_split["test"] & by_split["validation"]
+    rng = np.random.default_rng(0)
+    anywhere = [chains.split_of(chains.draw(rng)) for _ in range(2000)]
+    assert [round(anywhere.count(split) / 2000, 1) for split in ("train", "validation", "test")] == [0.8, 0.1, 0.1]
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: Chains((1, 3)), "fewest terms must be a whole number from 2 to 9, not 1"),
+        (lambda: Chains((4, 3)), "most terms must be a whole number from 4 to 9, not 3"),
+        (lambda: Chains(3), "as in \\(2, 5\\), not 3"),
+        (lambda: Chains(most=31), "most must be a whole number from 1 to 30, not 31"),
+        (lambda: Chains(most=10, top=9), "most must be a whole number from 1 to 9, not 10"),
+        (lambda: Chains(top=31), "top must be"),
+        (lambda: Chains(most=True), "most must be"),
+        (lambda: chains.draw(np.random.default_rng(0), split="exam"), "no split 'exam'"),
+        (lambda: chains.weak(1.5), "between 0 and 1, not 1.5"),
+        (lambda: chains.wrong_share(-0.1), "between 0 and 1, not -0.1"),
+    ],
+)
+def test_bad_input_is_told(make, said):
+    with pytest.raises(UserError, match=said):
+        make()
+
+
+def test_an_impossible_split_is_told(monkeypatch):
+    monkeypatch.setattr(chains, "_MAX_DRAWS", 200)
+    missing = next(s for s in SPLITS if s not in {chains.split_of(Chain(t)) for t in ((1, 1), (1, -1))})
+    with pytest.raises(UserError, match="No chain of 2 terms in the split"):
+        chains.draw(np.random.default_rng(0), Chains((2, 2), 1), missing)
+
+
+# ---- demonstrations ----
+
+
+def test_demonstrations_of_the_example():
+    assert chains.oracle(EXAMPLE_ROW) == "17 - 9 = 8 ; 8 + 16 = 24 ; 24 + 4 = 28"
+    assert chains.foreign(EXAMPLE_ROW) == "start 17 , less 9 = 8 , more 16 = 24 , more 4 = 28"
+
+
+@pytest.mark.parametrize("shown", [chains.oracle, chains.foreign, chains.weak(0)])
+def test_right_demonstrations_are_right(shown):
+    task = chains.task()
+    for row in rows():
+        assert task.score(shown(row), row) == "correct"
+
+
+def test_the_oracle_works_step_by_step():
+    for row in rows():
+        text, chain = chains.oracle(row), row.data["chain"]
+        steps = steps_of(text)
+        assert len(text.split()) == 6 * (chain.level - 1) - 1 and len(steps) == chain.level - 1
+        assert all(holds(*step) for step in steps)
+        assert [a for a, *_ in steps] == list(chain.totals[:-1])  # each step goes on from the last total
+
+
+def test_wrong_demonstrations_err_in_their_last_total_only():
+    for row in rows():
+        said, right = chains.wrong(3)(row), row.answer
+        assert said.split()[:-1] == right.split()[:-1] and said != right
+        assert 1 <= abs(chains.answer(said) - row.data["value"]) <= chains.SLIP and 0 <= chains.answer(said) <= 30
+
+
+def test_a_weak_oracle_ends_wrong_as_often_as_stated():
+    drawn = rows(2000)
+    shown = chains.weak(0.25, seed=1)
+    texts = [shown(row) for row in drawn]
+    found = chains.level_counts(texts, drawn)
+    for level, count in found.items():
+        stated = 1 - 0.75 ** (level - 1)
+        assert abs(1 - count.accuracy - stated) < 4 * (stated * (1 - stated) / count.n) ** 0.5
+        assert count.unparseable == 0
+    mean_wrong = np.mean([1 - count.accuracy for count in found.values()])
+    assert mean_wrong == pytest.approx(chains.wrong_share(0.25), abs=0.04)
+
+
+def test_a_weak_oracles_errors_carry_on():
+    """Each step goes on from what the step before said; a reply ends right just where all its steps are."""
+    for row in rows():
+        text = chains.weak(0.4)(row)
+        steps = steps_of(text)
+        assert all(c == a for (*_, c), (a, *_) in zip(steps[:-1], steps[1:], strict=True))
+        assert all(0 <= c <= 30 for *_, c in steps)
+        assert all(abs(c - (a + b if sign == "+" else a - b)) <= chains.SLIP for a, sign, b, c in steps)
+        assert all(holds(*step) for step in steps) == (chains.answer(text) == row.data["value"])
+
+
+def test_a_weak_oracle_takes_another_order_of_the_same_terms():
+    drawn = [row for row in rows() if row.data["level"] >= 4]
+    other = 0
+    for row in drawn:
+        first, *rest = steps_of(chains.weak(0)(row))
+        said = [first[0], *(b if sign == "+" else -b for _, sign, b, _ in [first, *rest])]
+        assert sorted(said) == sorted(row.data["chain"].terms)
+        other += tuple(said) != row.data["chain"].terms
+    assert other > 0.7 * len(drawn)
+
+
+def test_correct_only_shows_the_same_or_nothing():
+    drawn = rows(500)
+    plain, kept = chains.weak(0.3, seed=2), chains.weak(0.3, seed=2, correct_only=True)
+    for row in drawn:
+        right = chains.answer(plain(row)) == row.data["value"]
+        assert kept(row) == (plain(row) if right else "")
+    assert 0.3 < sum(kept(row) == "" for row in drawn) / 500 < 0.7
+
+
+def test_every_step_of_a_weak_oracle_may_go_wrong():
+    full = Chain((30, -30, 30, -30))  # no room: a slip upwards of 30, or below 0, is no word of the model
+    for chain in (full, EXAMPLE, Chain((1, 1))):
+        text = chains.weak(1.0)(row_of(chain))
+        assert chains.answer(text) not in (None, chain.value) and all(0 <= c <= 30 for *_, c in steps_of(text))
+
+
+@pytest.mark.parametrize("make", [chains.wrong, lambda seed: chains.weak(0.5, seed)])
+def test_demonstrations_depend_on_seed_and_row_alone(make):
+    drawn = rows(40)
+    assert [make(0)(row) for row in drawn] == [make(0)(row) for row in reversed(drawn)][::-1]
+    assert [make(0)(row) for row in drawn] != [make(1)(row) for row in drawn]
+
+
+def test_all_texts_are_words_of_the_model():
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(CARDS_DIR)
+    shown = (chains.oracle, chains.foreign, chains.weak(0.5), chains.wrong())
+    for row in rows(200, Chains((2, 6), 20)):
+        for text in (row.prompt, *(says(row) for says in shown)):
+            ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+            assert tokenizer.unk_token_id not in ids and len(ids) == len(text.split())
+
+
+# ---- the verifier ----
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("17 - 9 + 16 + 4 = 28 .", 28),  # the base's own style
+        ("17 - 9 = 8 ; 8 + 16 = 24 ; 24 + 4 = 28", 28),
+        ("= 28", 28),
+        ("x = 3 so = 0028 ; that is all .", 28),
+        ("28", None),  # no "="
+        ("", None),
+        ("17 - 9 =", None),
+        ("= 28 ; 24", None),  # two numbers
+        ("= 24 + 4", None),
+        ("= 28 = ", None),
+        ("= - 4", -4),
+        ("= -\n4 .", -4),
+        ("= 4 -", 4),
+        ("= ٢٨", None),  # digits of another script
+        ("= 2 8", None),
+    ],
+)
+def test_the_number_after_the_last_equals_sign(text, said):
+    assert chains.answer(text) == said
+
+
+def test_verdicts_and_rewards():
+    assert [chains.score(text, 28) for text in ("= 28", "= 27", "28")] == ["correct", "wrong", "unparseable"]
+    assert chains.score("= - 4", 4) == "wrong"
+    said = [[{"role": "assistant", "content": text}] for text in ("= 28", "= 27", "28", "1 = 1 ; = 5")]
+    assert chains.right(said, value=[28, 28, 28, 5], level=[4, 4, 4, 2], trainer_state=None) == [1.0, 0.0, 0.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["= " + "9" * 10**6, "= " + "-" * 10**6, "= " + " " * 10**6 + "5", "=" * 10**6, "= " + "1 " * 10**6, "= -" + " " * 10**6],
+    ids=("digits", "minus", "spaces", "equals", "numbers", "gap"),
+)  # fmt: skip
+def test_long_replies_do_no_harm(text):
+    assert chains.answer(text) in (None, 5)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text())
+def test_any_text_has_a_verdict(text):
+    assert chains.score(text, 7) in ("correct", "wrong", "unparseable")
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text(alphabet="0123456789 +-=;.", max_size=40), st.integers(0, 30))
+def test_what_stands_before_the_last_equals_sign_does_not_count(before, value):
+    assert chains.score(f"{before} = {value}", value) == "correct"
+
+
+# ---- levels ----
+
+
+def test_level_counts():
+    asked = [row_of(chain) for chain in (Chain((1, 2)), EXAMPLE, Chain((5, -2)))]
+    found = chains.level_counts(["= 3", "28", "= 9"], asked)
+    assert found == {2: ProbeCount(1, 1, 0), 4: ProbeCount(0, 0, 1)} and list(found) == [2, 4]
+    for texts, few in (([], []), (["= 3"], asked)):
+        with pytest.raises(UserError, match="one reply a row"):
+            chains.level_counts(texts, few)
+
+
+# ---- the base ----
+
+
+def test_the_base_solves_some_in_its_own_style_and_none_step_by_step():
+    """What the experiment stands on: rollouts at temperature 1 have something to reward, at each level, and no running totals."""
+    from rftkit.policy import generate, load_policy
+
+    policy = load_policy(get_preset("tiny", model="bundled-cards", max_completion=24))
+    asked = rows(400, split="validation")
+    texts = [text for seed in (0, 1) for text in generate(policy, asked, temperature=1.0, seed=seed, batch_size=200)]
+    found = chains.level_counts(texts, asked * 2)
+    assert all(count.correct > 0 for count in found.values())
+    assert 0.05 < sum(count.correct for count in found.values()) / 800 < 0.25
+    assert sum(text.count("=") == row.data["level"] - 1 > 1 for text, row in zip(texts, asked * 2, strict=True)) < 8
