@@ -13,7 +13,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -221,8 +220,15 @@ def rft_stage(
 
 
 def accuracy(record: runs.RunRecord, cell: str = OOD, split: str = "cells") -> tuple[evals.Floats, evals.Floats]:
-    """(updates, share of hands solved at the first attempt) of a cell, on test hands ("cells") or on "validation" hands."""
+    """(updates, share of hands solved at the first attempt) of a cell, on test hands ("cells") or on "validation" hands.
+
+    Raises UserError for a run that played no such hands.
+    """
     rows = record.evals()
+    if not rows or not all(row.get(split, {}).get(cell) for row in rows):
+        raise UserError(
+            f"Run {record.name} has no {split} hands of the cell {cell!r}: pass a run of GeneralPoints, and one of its cells."
+        )
     counts = [row[split][cell] for row in rows]
     solved = [c["correct"] / (c["correct"] + c["wrong"] + c["unparseable"]) for c in counts]
     return np.array([row["step"] for row in rows], float), np.array(solved)
@@ -252,14 +258,6 @@ def at(record: runs.RunRecord, step: int, cell: str = OOD, split: str = "cells")
     return float(shares[list(steps).index(step)])
 
 
-def hand_interval(solved: int, n: int, level: float = 0.95) -> evals.Interval:
-    """Wilson's interval of a share of n hands. Hands repeat number problems, so it is somewhat too narrow across problems."""
-    z = NormalDist().inv_cdf((1 + level) / 2)
-    share, wide = solved / n, z**2 / n
-    middle, half = (share + wide / 2) / (1 + wide), z * math.sqrt(share * (1 - share) / n + wide / (4 * n)) / (1 + wide)
-    return evals.Interval(share, middle - half, middle + half)
-
-
 # --- surgery -----------------------------------------------------------------------------------------------------------------
 
 MATRICES = r"language_model.*_proj\.weight|^model\.layers.*_proj\.weight"  # the linear maps of the language model
@@ -275,25 +273,29 @@ def edits(
 ) -> dict[str, dict[str, spectra.Edit]]:
     """Every edit of `tuned` towards `base`, by name and matrix: what the paper did, and beside each a control of equal size.
 
-    "swap vectors" and "swap values" (all pairs), "top 10 %" and "tail 10 %" of the pairs, "first quarter" and "last quarter" of the layers
-    (vectors swapped there); "rollback 25 % .. 100 %" (interpolation), "random" (a Gaussian of the norm of the vector swap, matrix by
-    matrix), "rollback of the top's norm" and "rollback of the first quarter" (interpolation by as much as those edits are long).
+    "swap vectors" and "swap values" (all pairs); "top 20 %" and "tail 20 %" of the pairs with their values, beside "random 20 %"; "top 20 %,
+    orthonormal" (vectors alone, the mixed bases made orthonormal); "first quarter" and "last quarter" of the layers (vectors swapped
+    there), and the first one plainly rolled back; "rollback 25 % .. 100 %" (interpolation), and a Gaussian as long as the vector
+    swap, matrix by matrix.
     """
+    if not base or base.keys() != tuned.keys():
+        raise UserError(
+            "The two models do not have the same matrices: pass what `matrices` returns for two states of one model."
+        )
     generator = torch.Generator().manual_seed(seed)
     layers = 1 + max(layer_of(name) for name in base)
     made: dict[str, dict[str, spectra.Edit]] = {name: {} for name in EDITS}
     for name, b in base.items():
-        t, layer, tenth = tuned[name], layer_of(name), max(1, min(b.shape) // 10)
-        whole, top = spectra.swap_vectors(b, t), spectra.restore_top(b, t, tenth, values="base")
-        full = float(spectra.rollback(b, t, 1.0).norm) or 1.0
-        made["swap vectors"][name] = whole
+        t, layer, fifth = tuned[name], layer_of(name), max(1, min(b.shape) // 5)
+        whole = made["swap vectors"][name] = spectra.swap_vectors(b, t)
         made["swap values"][name] = spectra.swap_values(b, t)
-        made["top 10 %"][name] = top
-        made["tail 10 %"][name] = spectra.restore_tail(b, t, tenth, values="base")
+        made["top 20 %"][name] = spectra.restore_top(b, t, fifth, values="base")
+        made["top 20 %, orthonormal"][name] = spectra.restore_top(b, t, fifth, orthonormal=True)
+        made["random 20 %"][name] = random_pairs(b, t, fifth, generator)
+        made["tail 20 %"][name] = spectra.restore_tail(b, t, fifth, values="base")
         for share in (25, 50, 75, 100):
             made[f"rollback {share} %"][name] = spectra.rollback(b, t, share / 100)
         made["random, as long as the swap"][name] = spectra.random_edit(t, whole.norm, generator)
-        made["rollback, as long as the top"][name] = spectra.rollback(b, t, min(1.0, top.norm / full))
         if 4 * layer < layers:
             made["first quarter"][name] = whole
             made["rollback of the first quarter"][name] = spectra.rollback(b, t, 1.0)
@@ -304,8 +306,16 @@ def edits(
 
 EDITS = (
     "swap vectors", "swap values", "rollback 25 %", "rollback 50 %", "rollback 75 %", "rollback 100 %", "random, as long as the swap",
-    "top 10 %", "rollback, as long as the top", "tail 10 %", "first quarter", "rollback of the first quarter", "last quarter",
+    "top 20 %", "top 20 %, orthonormal", "random 20 %", "tail 20 %", "first quarter", "rollback of the first quarter", "last quarter",
 )  # fmt: skip
+
+
+def random_pairs(base: torch.Tensor, tuned: torch.Tensor, k: int, generator: torch.Generator) -> spectra.Edit:
+    """k pairs of the base, drawn, with their values in place of the tuned ones of the same numbers: the control of "the top k"."""
+    (ub, sb, vb), (ut, st, vt) = (torch.linalg.svd(x.double(), full_matrices=False) for x in (base, tuned))
+    i = torch.randperm(len(st), generator=generator)[:k]
+    change = (ub[:, i] * sb[i]) @ vb[i] - (ut[:, i] * st[i]) @ vt[i]
+    return spectra.Edit(tuned.double() + change, float(change.norm()))
 
 
 def layer_of(name: str) -> int:
@@ -369,18 +379,24 @@ def study(
         if a != b:
             reports = spectra.scan(a, b, k=SUBSPACE, match=LANGUAGE)
             found["spectra"][name] = {matrix: report and asdict(report) for matrix, report in reports.items()}
-    at_end = matrices(healed)
-    load_trained(healed, kept[best])
-    at_peak = matrices(healed)
-    load_trained(healed, kept[end])
+    found["surgery"] = operations(healed, kept[best], kept[end], rft, plan, hands)
+    return found
+
+
+def operations(
+    policy: Policy, best: Path, end: Path, rft: Path, plan: Plan, hands: int | None = None
+) -> dict[str, list[dict[str, Any]]]:
+    """The surgery of a study, from the weights of SFT's peak, of its end and of RFT: the end towards the peak, and RFT towards the end."""
+    found = {}
+    load_trained(policy, best)
+    at_peak = matrices(policy)
+    load_trained(policy, end)
+    at_end = matrices(policy)
     if best != end:
-        found["surgery"]["end to peak"] = surgery(healed, at_peak, plan, hands)
-    ended = matrices(healed)
-    with torch.no_grad():
-        for name, weight in at_end.items():
-            healed.model.get_parameter(name).copy_(weight)
-    found["surgery"]["RFT to end"] = surgery(
-        healed, ended, plan, hands, only=("swap vectors", "swap values", "rollback 50 %")
+        found["end to peak"] = surgery(policy, at_peak, plan, hands)
+    load_trained(policy, rft)  # all of it: its norms and embeddings are not SFT's
+    found["RFT to end"] = surgery(
+        policy, at_end, plan, hands, only=("swap vectors", "swap values", "rollback 50 %", "rollback 100 %")
     )
     return found
 
@@ -400,8 +416,9 @@ def load_study(path: Path) -> dict[str, Any]:
             name: {matrix: report and spectra.read_report(report) for matrix, report in reports.items()}
             for name, reports in data["spectra"].items()
         }
-        if not all("edit" in row and ID in row for rows in data["surgery"].values() for row in rows):
+        if not all({"edit", "norm", ID, OOD} <= row.keys() for rows in data["surgery"].values() for row in rows):
             raise KeyError("edit")
+        int(data["seed"]), int(data["peak"]), int(data["end"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
             f"{path} is no study of weights ({error!r}): make it again with `python -m rftkit record`."

@@ -19,6 +19,7 @@ def test_every_arm_is_recorded_with_three_seeds_and_the_settings_of_today():
             preset, _ = two_stage.plan_of(preset)
         assert {r.seed for r in mine} >= {0, 1, 2} and len({r.seed for r in mine}) == len(mine), arm
         assert all(r.status == "done" and r.source == "recorded" for r in mine)
+        assert len({r.config["lr"] for r in mine}) == 1 and len({r.config["steps"] for r in mine}) == 1, arm
         assert all(r.versions["trl"] and r.evals()[0]["step"] == 0 for r in mine)
         assert {r.config["base"] for r in mine} == {recording.weights_id(preset, None)}, (
             "runs of another base"

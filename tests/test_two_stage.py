@@ -121,11 +121,13 @@ def test_the_peak_is_chosen_on_validation_hands_and_read_on_test_hands():
         two_stage.at(record, 15)
 
 
-def test_wilson_against_known_values():
-    low = two_stage.hand_interval(41, 234)  # 17.52 % of the paper's 234 hands
-    assert (round(low.lo, 3), round(low.hi, 3)) == (0.132, 0.229)
-    none = two_stage.hand_interval(0, 100)
-    assert none.lo == pytest.approx(0, abs=1e-12) and none.hi == pytest.approx(0.037, abs=5e-4)
+def test_a_run_without_hands_is_told_so():
+    record = record_of((0, 1, 2, 3), (0, 1, 2, 3), (3.0, 1.0, 2.0, 0.5))
+    for cell in ("ten-any", "elsewhere"):
+        with pytest.raises(UserError, match="no cells hands of the cell"):
+            two_stage.accuracy(record, cell)
+    with pytest.raises(UserError, match="no validation hands"):
+        two_stage.peak(dataclasses.replace(record, metrics=[{"kind": "eval", "step": 0}]))
 
 
 # --- surgery ------------------------------------------------------------------------------------------------------------------
@@ -154,9 +156,28 @@ def test_edits_have_their_controls(two):
         gap = torch.linalg.svdvals(b.double()) - torch.linalg.svdvals(tuned[name].double())
         assert float((swap.matrix.double() - b.double()).norm()) == pytest.approx(float(gap.norm()), rel=1e-3)  # the identity
         assert made["random, as long as the swap"][name].norm == pytest.approx(swap.norm, rel=1e-3)
-        whole = made["rollback 100 %"][name].norm  # no rollback is longer
-        assert made["rollback, as long as the top"][name].norm == pytest.approx(min(whole, made["top 10 %"][name].norm), rel=1e-3)
+        top, drawn = made["top 20 %"][name], made["random 20 %"][name]
+        assert not torch.allclose(top.matrix.double(), drawn.matrix.double(), atol=1e-4)
+        values = torch.linalg.svdvals(made["top 20 %, orthonormal"][name].matrix.double())
+        torch.testing.assert_close(values, torch.linalg.svdvals(tuned[name].double()), rtol=1e-3, atol=1e-4)
     assert {two_stage.layer_of(n) for n in made["last quarter"]} == {1} and len(made["swap vectors"]) == 14
+
+
+def test_all_pairs_drawn_are_the_base(two):
+    policy, base = two
+    name, b = next(iter(base.items()))
+    tuned = two_stage.matrices(policy)[name]
+    made = two_stage.random_pairs(b, tuned, min(b.shape), torch.Generator().manual_seed(0))
+    torch.testing.assert_close(made.matrix, b.double())
+    assert made.norm == pytest.approx(float((b - tuned).double().norm()), rel=1e-4)
+    assert two_stage.random_pairs(b, tuned, 0, torch.Generator().manual_seed(0)).norm == 0
+
+
+def test_edits_of_two_models_are_refused(two):
+    _, base = two
+    for other in ({}, {"model.layers.0.x_proj.weight": torch.zeros(2, 2)}):
+        with pytest.raises(UserError, match="same matrices"):
+            two_stage.edits(other, base)
 
 
 def test_surgery_counts_and_puts_the_weights_back(two):
@@ -179,6 +200,8 @@ def test_a_study_is_read_as_it_was_written(sft, preset, tmp_path, monkeypatch):
     report = next(iter(again["spectra"]["base to end"].values()))
     assert isinstance(report, spectra.MatrixReport) and 0 < report.norm < 10 and np.isfinite(report.change.left.median)
     edited = {row["edit"]: row for row in again["surgery"]["end to peak"]}
+    back, end = again["surgery"]["RFT to end"][-1], again["surgery"]["end to peak"][0]
+    assert back["edit"] == "rollback 100 %" and end["edit"] == "none" and back["norm"] == pytest.approx(1, rel=1e-3)
     assert edited["swap values"]["norm"] < edited["swap vectors"]["norm"]
     path.write_text(path.read_text()[:-20])
     with pytest.raises(UserError, match="no study of weights"):
