@@ -1,10 +1,10 @@
 """Long sums, a task of several steps with a verifier: "what is 17 - 9 + 16 + 4 ?"
 
-The bundled base that knows cards has seen such sums of two and three numbers, answered in one go: "17 - 9 + 16 = 24 .". Asked for
-longer ones it answers the same way, and is seldom right. The oracle's demonstrations go step by step, in running totals: "17 - 9 = 8 ;
-8 + 16 = 24 ; 24 + 4 = 28", which the base has never written. So the demonstrations hold something that its own rollouts
-lack, and whose tokens are unlikely at first: the situation of 2507.01679 in small.
-A chain's *level* is its number of terms: how hard it is. The verifier reads the number after the last "=" and nothing else.
+The bundled base that knows cards has seen such sums of two and three numbers, answered in one go: "17 - 9 + 16 = 24 .". Two
+styles show the work instead: running totals, "17 - 9 = 8 ; 8 + 16 = 24 ; 24 + 4 = 28", which a base for notebook 06 practises a
+little, so that it gets short sums right now and then and long ones hardly ever; and sums written again after each step. The
+oracle takes the steps of the first in words of its own. The verifier asks for all running totals, whatever the style.
+A chain's *level* is its number of terms: how hard it is.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MAX_TEXT = 20_000  # characters of a reply that are read: its end
 SLIP = 3  # by how much a weak oracle's step is out at most
 _MAX_TERMS = 9
 _MAX_DRAWS = 100_000  # chains drawn before a game counts as impossible
-_MAX_TRIES = 200  # orders or errors drawn before the plain ones are taken
+_MAX_TRIES = 200  # errors drawn before the last step alone goes wrong
 
 
 def _in_range(name: str, value: int, least: int, most: int) -> None:
@@ -88,7 +88,7 @@ class Chain:
 
     @property
     def text(self) -> str:
-        return " ".join(f"{'-' if term < 0 else '+'} {abs(term)}" for term in self.terms).removeprefix("+ ")
+        return _signed(self.terms).removeprefix("+ ")
 
 
 def split_of(chain: Chain) -> str:
@@ -127,18 +127,41 @@ def prompt(chain: Chain) -> str:
 # ---- demonstrations: functions of a row, so that the same row is always shown the same ----
 
 
-def demonstration(chain: Chain) -> str:
-    """The oracle's: a running total after each step, the last one being the answer. 6 (level - 1) - 1 words."""
-    return _worked(chain, chain.totals)
+def totals_text(chain: Chain, totals: Sequence[int] | None = None) -> str:
+    """The practised style: one step after another, each total restated. 6 (level - 1) - 1 words.
+
+    `totals`, one a term, stand in for the true ones.
+    """
+    totals = totals or chain.totals
+    steps = zip(totals[:-1], chain.terms[1:], totals[1:], strict=True)
+    return " ; ".join(f"{before} {_signed([term])} = {after}" for before, term, after in steps)
+
+
+def rewritten_text(chain: Chain) -> str:
+    """Another way to go about it: the whole rest of the sum is written again after each step, so that no step needs a look back at
+    the question: "17 - 9 + 16 + 4 = 8 + 16 + 4 = 24 + 4 = 28". About level squared words."""
+    rests = (_signed(chain.terms[i:]) for i in range(1, chain.level + 1))
+    return " = ".join(f"{total} {rest}".strip() for total, rest in zip(chain.totals, rests, strict=True))
 
 
 def oracle(row: Row) -> str:
-    """What `demonstration` says, which is the row's answer too."""
-    return demonstration(row.data["chain"])
+    """The demonstration of a row, right and in the oracle's own style: the practised steps in other words between them, "first
+    17 - 9 = 8 , then 8 + 16 = 24 , then 24 + 4 = 28"."""
+    return "first " + totals_text(row.data["chain"]).replace(" ; ", " , then ")
+
+
+def rewritten(row: Row) -> str:
+    """A right demonstration that goes about it differently (`rewritten_text`)."""
+    return rewritten_text(row.data["chain"])
+
+
+def practised(row: Row) -> str:
+    """A right demonstration in the style that the base has practised."""
+    return totals_text(row.data["chain"])
 
 
 def foreign(row: Row) -> str:
-    """The oracle's totals in words that the base knows from nowhere near a sum: "start 17 , less 9 = 8 , more 16 = 24 ..."."""
+    """Right totals in words that the base knows from nowhere near a sum: "start 17 , less 9 = 8 , more 16 = 24 ..."."""
     chain: Chain = row.data["chain"]
     steps = zip(chain.terms[1:], chain.totals[1:], strict=True)
     said = (f"{'less' if term < 0 else 'more'} {abs(term)} = {total}" for term, total in steps)
@@ -146,30 +169,29 @@ def foreign(row: Row) -> str:
 
 
 def wrong(seed: int = 0) -> Demonstrations:
-    """The oracle's steps with a last total that is out by 1 to 3, always."""
+    """The practised steps with a last total that is out by 1 to 3, always."""
 
     def shown(row: Row) -> str:
         chain: Chain = row.data["chain"]
         slips = np.arange(1, chain.level) == chain.level - 1
-        return _worked(chain, _slipped(rng_for(seed, "wrong", row.prompt), chain, slips))
+        return totals_text(chain, _slipped(rng_for(seed, "wrong", row.prompt), chain, slips))
 
     return shown
 
 
 def weak(share: float, seed: int = 0, correct_only: bool = False) -> Demonstrations:
-    """A weaker oracle's: the terms in another order (where one stays in range), and each step out by 1 to 3 with probability `share`.
+    """A weaker oracle's, in the practised style, each of whose steps is out by 1 to 3 with probability `share`.
 
     An error carries on and those of one reply go the same way, so that a share 1 - (1 - share) ** (level - 1) of the replies
-    ends wrong (`wrong_share`). correct_only: rows with such a reply are shown nothing. What is left is right, in the odd order,
-    and easier rows on average. Raises UserError for a share outside [0, 1].
+    ends wrong (`wrong_share`). correct_only: rows with such a reply are shown nothing, and what is left is easier rows on
+    average. Raises UserError for a share outside [0, 1].
     """
     _check_share(share)
 
     def shown(row: Row) -> str:
-        rng = rng_for(seed, "weak", row.prompt)
-        chain = _reordered(rng, row.data["chain"])
+        rng, chain = rng_for(seed, "weak", row.prompt), row.data["chain"]
         slips = rng.random(chain.level - 1) < share
-        return "" if correct_only and slips.any() else _worked(chain, _slipped(rng, chain, slips))
+        return "" if correct_only and slips.any() else totals_text(chain, _slipped(rng, chain, slips))
 
     return shown
 
@@ -185,19 +207,8 @@ def _check_share(share: float) -> None:
         raise UserError(f"The share of steps that go wrong must lie between 0 and 1, not {share!r}: correct it.")
 
 
-def _worked(chain: Chain, totals: Sequence[int]) -> str:
-    """The chain step by step through these totals, one a term, right or not."""
-    steps = zip(totals[:-1], chain.terms[1:], totals[1:], strict=True)
-    return " ; ".join(f"{before} {'-' if term < 0 else '+'} {abs(term)} = {after}" for before, term, after in steps)
-
-
-def _reordered(rng: np.random.Generator, chain: Chain) -> Chain:
-    """The same terms in an order, drawn, that begins with an added one and stays in range; as they are where none turns up."""
-    for _ in range(_MAX_TRIES):
-        other = Chain(tuple(int(term) for term in rng.permutation(chain.terms)))
-        if other.terms[0] > 0 and _within(other, LARGEST):
-            return other
-    return chain
+def _signed(terms: Sequence[int]) -> str:
+    return " ".join(f"{'-' if term < 0 else '+'} {abs(term)}" for term in terms)
 
 
 def _slipped(rng: np.random.Generator, chain: Chain, slips: np.ndarray) -> tuple[int, ...]:
@@ -219,30 +230,32 @@ def _slipped(rng: np.random.Generator, chain: Chain, slips: np.ndarray) -> tuple
 # ---- the verifier ----
 
 
-def answer(text: str) -> int | None:
-    """The number after the last "=" of a reply; None without a "=", or without exactly one number after it. "= - 4" says -4."""
-    _, equals, tail = text[-MAX_TEXT:].rpartition("=")
-    numbers = re.findall(r"(?:-\s*)?[0-9]+", tail) if equals else []
-    if len(numbers) != 1 or len(numbers[0]) > 100:  # int() refuses numbers of thousands of digits
-        return None
-    return int("".join(numbers[0].split()))
+def stated(text: str) -> tuple[int, ...]:
+    """The number that follows each "=" of a reply, in order; "= - 4" says -4. An "=" without one counts for nothing."""
+    numbers = re.findall(r"=\s*((?:-\s*)?[0-9]{1,9})(?![0-9])", text[-MAX_TEXT:])
+    return tuple(int("".join(number.split())) for number in numbers)
 
 
-def score(text: str, value: int) -> Verdict:
-    said = answer(text)
-    return "unparseable" if said is None else "correct" if said == value else "wrong"
+def score(text: str, chain: Chain) -> Verdict:
+    """Right is a reply that states every running total, in order, and nothing else behind an "=": all styles above do.
+
+    The last number alone would be a lottery: two sums of a level share their value in one case of twenty, which is about as often
+    as the base gets a long one right, and RFT would practise guessing.
+    """
+    said = stated(text)
+    return "unparseable" if not said else "correct" if said == chain.totals[1:] else "wrong"
 
 
-def right(completions: list[Any], value: list[int], **_: Any) -> list[float]:
-    """1 for a right answer, else 0: the reward, in the form that TRL calls."""
-    return [float(score(c[0]["content"], v) == "correct") for c, v in zip(completions, value, strict=True)]
+def right(completions: list[Any], chain: list[Chain], **_: Any) -> list[float]:
+    """1 for a right reply, else 0: the reward, in the form that TRL calls."""
+    return [float(score(c[0]["content"], x) == "correct") for c, x in zip(completions, chain, strict=True)]
 
 
 # ---- the task ----
 
 
 def task(game: Chains = TINY) -> Task:
-    """Long sums as a task of text rows, named "chains". row.answer is the oracle's demonstration.
+    """Long sums as a task of text rows, named "chains". row.answer is right and in the practised style.
 
     row.data: "value" and "level", numbers, and "chain", the Chain.
     """
@@ -250,9 +263,9 @@ def task(game: Chains = TINY) -> Task:
     def make(rng: np.random.Generator, split: str) -> Row:
         chain = draw(rng, game, split)
         data = {"value": chain.value, "level": chain.level, "chain": chain}
-        return Row("chains", prompt(chain), demonstration(chain), key=(str(chain.value),), data=data)
+        return Row("chains", prompt(chain), totals_text(chain), key=(str(chain.value),), data=data)
 
-    return Task("chains", make, lambda text, row: score(text, row.data["value"]), uses_image=False)
+    return Task("chains", make, lambda text, row: score(text, row.data["chain"]), uses_image=False)
 
 
 def level_counts(texts: Sequence[str], rows: Sequence[Row]) -> dict[int, ProbeCount]:
@@ -261,7 +274,7 @@ def level_counts(texts: Sequence[str], rows: Sequence[Row]) -> dict[int, ProbeCo
         raise UserError(f"{len(texts)} replies do not match {len(rows)} rows: pass one reply a row, and at least one.")
     found: dict[int, list[Verdict]] = {level: [] for level in sorted({row.data["level"] for row in rows})}
     for text, row in zip(texts, rows, strict=True):
-        found[row.data["level"]].append(score(text, row.data["value"]))
+        found[row.data["level"]].append(score(text, row.data["chain"]))
     return {
         level: ProbeCount(*(said.count(verdict) for verdict in ("correct", "wrong", "unparseable")))
         for level, said in found.items()

@@ -973,9 +973,9 @@ SUBSPACE_DISTANCE = Exercise(
             "Use all of U'V (its Frobenius norm or its singular values), not the largest entry of each row.",
             _summed_up(lambda U, V: (U.mT @ V).abs().amax(0), lambda U, V: (U.mT @ V).abs().amax(1), _assigned_cosines),
         ),
-        "wrong_product": Mistake(
-            "This is 0 for any two spans: U'U and V'V are both the identity, and UV' has the norm sqrt(k) whatever they are. "
-            "The projectors are UU' and VV' (n by n), the cosines are in U'V (k by k).",
+        "always_zero": Mistake(
+            "This is 0 for any two spans. Either it is a constant and does not look at U and V, or it is made of the wrong product: U'U and V'V are both "
+            "the identity, and UV' has the norm sqrt(k), whatever they are. The projectors are UU' and VV' (n by n), the cosines are in U'V (k by k).",
             [lambda U, V: (U.mT @ U - V.mT @ V).norm()],
         ),
         "similarity": Mistake(
@@ -1300,6 +1300,11 @@ RESTORE_TOP = Exercise(
                 *_mixing(*((f, f) for f in _EITHER), values=lambda b, t, k: _top(b[1], t[1], k)),
                 *_mixing(*((f, f) for f in _EITHER), values=lambda b, t, k: b[1]),
             ],
+        ),
+        "unchanged": Mistake(
+            "This is the tuned matrix as it came: nothing of the base is in it. Put the first k columns of the base's U and V in place of the tuned ones, "
+            "make both orthonormal, and multiply anew by the tuned values.",
+            [lambda base, tuned, k: tuned],
         ),
         "all_vectors": Mistake(
             "You restored all vectors. Only the first k pairs are to be the base's.",

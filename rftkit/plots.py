@@ -447,23 +447,21 @@ def explanation(panels: Sequence[tuple[str, bool, Sequence[Point], Interval]]) -
 
 # --- figures of two stages and of weights (notebook 05) -----------------------------------------------------------------
 
-HandInterval = Callable[[int, int], Interval]  # of (hands solved, hands), as two_stage.hand_interval
-
 
 @rc_context(_RC)
-def cells_over_updates(records: Sequence[RunRecord], of_hands: HandInterval | None = None) -> Figure:
+def cells_over_updates(records: Sequence[RunRecord]) -> Figure:
     """Share of hands solved, and of hands whose cards are all read right, in the four cells of rule and hands against updates.
 
-    Thin: one seed. Thick: mean over seeds with Student's t intervals. A single run has intervals over its hands instead, if
-    `of_hands` is given. One or two methods.
+    Thin: one seed. Thick: mean over seeds with Student's t intervals; a single run has none, since its hands repeat few
+    problems. One or two methods.
     """
     groups = _by_method(records)
     bare = [r.name for r in records if not r.evals() or "cells" not in r.evals()[0]]
     if bare or len(groups) > 2:
         raise UserError(f"Runs without cells ({', '.join(bare) or 'none'}), or more than two methods: leave some out.")
     names = list(records[0].evals()[0]["cells"])
-    over = "seeds" if len(records) > len(groups) else "hands" if of_hands else ""
-    caption = f"Filled marks: solved at the first attempt{over and f', intervals over {over}'}. Open marks, dotted: all cards read right. "
+    spans = ", intervals over seeds" if len(records) > len(groups) else ""
+    caption = f"Filled marks: solved at the first attempt{spans}. Open marks, dotted: all cards read right. "
     caption += f"Thin: one seed. {_all_seeds(groups)}"
     fig, grid = _canvas(
         8.5, 5.5, caption, left=0.75, right=2.0, rows=2, cols=2, gap=(0.3, 0.75), sharex=True, sharey=True
@@ -474,7 +472,7 @@ def cells_over_updates(records: Sequence[RunRecord], of_hands: HandInterval | No
     drawn = {}
     for axes, name in zip(grid.flat, names, strict=True):
         axes.set_title(CELL_TITLES.get(name, name), loc="left", fontsize=10)
-        drawn[axes] = {m: _cell_lines(axes, style_of(m), some, name, of_hands) for m, some in groups.items()}
+        drawn[axes] = {m: _cell_lines(axes, style_of(m), some, name) for m, some in groups.items()}
         said = [f"{style_of(m).label}, {_cell_text(*lines)}" for m, lines in drawn[axes].items()]
         text += f"{CELL_TITLES.get(name, name)}: {'; '.join(said)}. "
     _update_axis(grid[1, 0], np.unique([row["step"] for r in records for row in r.evals()]))
@@ -500,23 +498,24 @@ CELL_TITLES = {
 def restoration(sft_records: Sequence[RunRecord], rft_records: Sequence[RunRecord]) -> Figure:
     """SFT's curve out of distribution and in it, and at each start of RFT an arrow from SFT's checkpoint to RFT's end.
 
-    An RFT record's start is the number that its method ends on. Means over seeds, with Student's t intervals and a small mark a seed.
+    An RFT record's start is the number that its method ends on. Means over seeds, with Student's t intervals, and each seed.
     """
     if not sft_records or not rft_records:
         raise UserError("There is nothing to restore: pass runs of SFT, and runs of RFT from its checkpoints.")
     starts = sorted({_start_of(r) for r in rft_records})
     both = {"points_sft": list(sft_records), "points_rft": list(rft_records)}
-    caption = "Large: mean over seeds, with Student's t 95% interval. Small: one seed. An arrow leads from SFT's checkpoint to where RFT "
-    caption += f"from it ended. SFT: {_seeds(sft_records)}. RFT: {len(rft_records)} runs. Intervals that leave the frame are cut."
+    caption = "Thick and large: mean over seeds, with Student's t 95% interval. Thin and small: one seed. An arrow leads from SFT's "
+    caption += "checkpoint (ring) to where RFT from it ended, which stands to its right to be seen. "
+    caption += f"SFT: {_seeds(sft_records)}. RFT: {len(rft_records)} runs. Intervals that leave the frame are cut."
     fig, panels = _canvas(8.5, 5.6, caption, left=0.75, right=1.75, rows=2, gap=0.6, sharex=True)
     steps = np.unique([row["step"] for r in sft_records for row in r.evals()])
     _update_axis(panels[1, 0], steps)
-    panels[1, 0].set_xlim(-0.3 * max(steps[:2]), 1.5 * max(steps[-1], starts[-1]))
+    panels[1, 0].set_xlim(-0.3 * max(steps[:2]), 1.6 * max(steps[-1], starts[-1]))
     text = "Two charts against updates of SFT. "
     for (axes,), cell, title in zip(
         panels, ("own-face", "ten-any"), ("Out of distribution", "In distribution"), strict=True
     ):
-        line = _mean_line(axes, style_of("points_sft"), [_cell_curve(r, cell) for r in sft_records])
+        line = _mean_line(axes, style_of("points_sft"), [_cell_curve(r, cell) for r in sft_records], marks=False)
         ends = {start: [_cell_curve(r, cell)[1][-1] for r in rft_records if _start_of(r) == start] for start in starts}
         top = max(
             1e-3,
@@ -546,10 +545,11 @@ Reports = Mapping[str, "MatrixReport | None"]  # as spectra.scan returns them
 
 @rc_context(_RC)
 def spectra_beside_null(scans: Sequence[Reports]) -> Figure:
-    """How singular values and subspaces changed, kind by kind of matrix, each beside its null, the float floor, and chance.
+    """How singular values and subspaces changed, kind by kind of matrix, each beside its random update of the same norm.
 
     `scans` holds one set of reports a seed. Angles are medians over the leading directions, trivial zeros left out; the diagonal is the
-    share of the update's energy that moves values.
+    share of the update's energy that moves values. What rounding and chance would make is said in the caption: drawn, it would
+    stretch the axes over decades.
     """
     kinds: dict[str, list[MatrixReport]] = {}
     for name, report in (pair for reports in scans for pair in reports.items()):
@@ -557,8 +557,8 @@ def spectra_beside_null(scans: Sequence[Reports]) -> Figure:
             kinds.setdefault(name.removesuffix(".weight").rsplit(".", 1)[-1], []).append(report)
     if not kinds:
         raise UserError("No matrix has changed, so there is nothing to draw: compare checkpoints that differ.")
-    caption = "A filled circle: one matrix (layers and seeds). Its random update has the same norm; rounding is that of the stored "
-    caption += "precision. Chance: subspaces that have nothing to do with each other (an angle of equal root mean square sine)."
+    limits = _limits([r for some in kinds.values() for r in some])
+    caption = f"A filled circle: one matrix (layers and seeds). A diamond: its random update of the same norm. {limits}"
     height = 0.34 * len(kinds) + 0.15
     fig, grid = _canvas(
         8.5, 2 * height + 0.95, caption, left=1.0, right=0.3, top=0.65, rows=2, cols=2, gap=(0.35, 0.95), sharey=True
@@ -566,8 +566,6 @@ def spectra_beside_null(scans: Sequence[Reports]) -> Figure:
     text = "Four dot charts on log scales, medians by kind of matrix; each is the change, then that by a random update of equal norm. "
     for axes, (title, measure) in zip(grid.flat, SPECTRAL.items(), strict=True):
         drawn = [_beside_null(axes, y, some, measure) for y, some in enumerate(kinds.values())]
-        if "angle" in title:
-            drawn += [_chance_marks(axes, y, some, title) for y, some in enumerate(kinds.values())]
         _log_axis(axes, "x", np.concatenate(drawn), most=5)
         axes.set_yticks(range(len(kinds)), list(kinds))
         axes.set_ylim(len(kinds) - 0.5, -0.5)
@@ -583,9 +581,9 @@ def spectra_beside_null(scans: Sequence[Reports]) -> Figure:
         for label, (marker, color, face) in NULL_MARKS.items()
     ]
     fig.legend(
-        handles=keys, loc="upper left", bbox_to_anchor=(0.005, 1), ncols=4, frameon=False, labelcolor=INK, fontsize=9
+        handles=keys, loc="upper left", bbox_to_anchor=(0.005, 1), ncols=2, frameon=False, labelcolor=INK, fontsize=9
     )
-    return _describe(fig, text.rstrip())
+    return _describe(fig, text + limits)
 
 
 SPECTRAL: dict[str, Callable[[Change], float]] = {
@@ -597,17 +595,15 @@ SPECTRAL: dict[str, Callable[[Change], float]] = {
 NULL_MARKS = {  # marker, colour, face
     "measured": ("o", POINT, POINT),
     "random update": ("D", "#bc8700", "none"),
-    "rounding": ("|", INK, INK),
-    "chance": ("x", "#a84537", "#a84537"),
 }
 
 
 @rc_context(_RC)
-def surgery_bars(studies: Sequence[Sequence[Mapping[str, Any]]], of_hands: HandInterval | None = None) -> Figure:
+def surgery_bars(studies: Sequence[Sequence[Mapping[str, Any]]]) -> Figure:
     """Hands solved out of distribution and in it after each edit of the weights, beside the unedited model (dotted).
 
     `studies` holds the rows of `two_stage.surgery`, one list a seed, the unedited model first. Behind an edit's name stands its
-    length, as a share of the way between the two models. Several seeds have Student's t intervals, one has `of_hands`'.
+    length, as a share of the way between the two models. Several seeds have Student's t intervals.
     """
     if not studies or not all(rows and rows[0]["edit"] == "none" for rows in studies):
         raise UserError("There is no surgery to draw: pass lists of rows that begin with the unedited model.")
@@ -615,13 +611,7 @@ def surgery_bars(studies: Sequence[Sequence[Mapping[str, Any]]], of_hands: HandI
     by_edit = {edit: [next(row for row in rows if row["edit"] == edit) for rows in studies] for edit in edits}
     norms = {edit: float(np.mean([row["norm"] for row in rows])) for edit, rows in by_edit.items()}
     caption = f"Bars: mean of {len(studies)} seed{'s' * (len(studies) > 1)}. Small marks: one seed. "
-    caption += (
-        "Intervals: Student's t over seeds, cut at the frame. "
-        if len(studies) > 1
-        else "Intervals: over hands. "
-        if of_hands
-        else ""
-    )
+    caption += "Intervals: Student's t over seeds, cut at the frame. " if len(studies) > 1 else ""
     caption += "In brackets: length of the edit, in lengths of the way between the two models. Dotted: no edit."
     fig, (row,) = _canvas(8.5, 0.31 * len(edits) + 0.1, caption, left=2.75, cols=2, gap=0.3, sharey=True)
     text = "Bar charts of hands solved after each edit. "
@@ -629,7 +619,7 @@ def surgery_bars(studies: Sequence[Sequence[Mapping[str, Any]]], of_hands: HandI
         shares = {edit: [_share(r[cell]) for r in rows] for edit, rows in by_edit.items()}
         top = 1.2 * max(1e-3, *(s for some in shares.values() for s in some))
         for y, edit in enumerate(edits):
-            _bar(axes, y, shares[edit], by_edit[edit][0][cell], of_hands)
+            _bar(axes, y, shares[edit])
         axes.axvline(float(np.mean(shares["none"])), color=INK, lw=1, ls=":")
         axes.set_xlim(0, top)
         axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
@@ -945,18 +935,11 @@ def _cell_curve(record: RunRecord, cell: str, of: str = "correct") -> tuple[Floa
     return np.array([row["step"] for row in rows], float), np.array([_share(row["cells"][cell], of) for row in rows])
 
 
-def _cell_lines(
-    axes: Axes, style: Style, runs: Sequence[RunRecord], cell: str, of_hands: HandInterval | None
-) -> list[tuple[Floats, Floats]]:
+def _cell_lines(axes: Axes, style: Style, runs: Sequence[RunRecord], cell: str) -> list[tuple[Floats, Floats]]:
     """Draw a method's lines in one panel of `cells_over_updates`; returns the means (steps, shares) of solved and of read."""
     solved = _mean_line(axes, style, [_cell_curve(r, cell) for r in runs], marks=False)
     read = mean_curve([_cell_curve(r, cell, "read") for r in runs])
     axes.plot(*read, color=style.color, ls=":", lw=1.4, marker=style.marker, ms=4, mfc="none")
-    if len(runs) == 1 and of_hands:
-        for row in runs[0].evals():
-            counts = row["cells"][cell]
-            _, lo, hi = of_hands(counts["correct"], sum(counts[v] for v in ("correct", "wrong", "unparseable")))
-            axes.plot([row["step"]] * 2, [lo, hi], color=style.color, lw=1.4)
     return [solved, read]
 
 
@@ -992,22 +975,30 @@ def _start_of(record: RunRecord) -> int:
     return int(found[1])
 
 
-def _beside(step: float, steps: np.ndarray) -> float:
-    """A little right of a step, on the scale of `_update_axis`."""
+def _beside(step: float, steps: np.ndarray, by: float = 0.27) -> float:
+    """Right of a step by a width that is about the same anywhere on the scale of `_update_axis`."""
     first = float(steps[steps > 0][0]) if (steps > 0).any() else 1.0
-    return step + 0.13 * max(step, first)
+    return step + by * max(step, first)
 
 
 def _arrival(axes: Axes, start: int, steps: np.ndarray, origin: float, values: Sequence[float]) -> None:
-    """RFT's end beside SFT's checkpoint, with the arrow between, interval and seeds."""
+    """RFT's end right of SFT's checkpoint, which has a ring, with the arrow between; interval and seeds further right."""
     style, x, mean = style_of("points_rft"), _beside(start, steps), float(np.mean(values))
-    if abs(mean - origin) > 1e-9:
-        arrow = {"arrowstyle": "-|>", "color": style.color, "lw": 1.2, "shrinkA": 0, "shrinkB": 3, "alpha": 0.9}
-        axes.annotate("", (x, mean), (start, origin), arrowprops=arrow)
+    axes.plot([start], [origin], "o", color=style.color, mfc="none", ms=10, mew=1.2, ls="none", zorder=4)
+    arrow = {
+        "arrowstyle": "-|>,head_width=0.25",
+        "color": style.color,
+        "lw": 1.4,
+        "shrinkA": 5,
+        "shrinkB": 4,
+        "zorder": 4,
+    }
+    axes.annotate("", (x, mean), (start, origin), arrowprops=arrow)
+    aside = _beside(x, steps, 0.08)
     if len(values) > 1:
         _, lo, hi = t_interval(values)
-        axes.plot([x, x], [max(lo, 0), min(hi, 1)], color=style.color, lw=1.6)
-    axes.plot([_beside(x, steps)] * len(values), values, **_marks(style, 3, alpha=0.7))
+        axes.plot([aside, aside], [max(lo, 0), min(hi, 1)], color=style.color, lw=0.9)
+        axes.plot([aside] * len(values), values, **_marks(style, 3, alpha=0.7))
     axes.plot([x], [mean], **_marks(style, 7))
 
 
@@ -1019,9 +1010,8 @@ def _beside_null(axes: Axes, y: int, some: Sequence[MatrixReport], measure: Call
     """One row of `spectra_beside_null`; returns what was drawn."""
     drawn = []
     for label, shift, changes in (
-        ("rounding", 0.28, [r.floor for r in some]),
-        ("random update", 0.14, [r.null for r in some]),
-        ("measured", -0.14, [r.change for r in some]),
+        ("random update", 0.17, [r.null for r in some]),
+        ("measured", -0.17, [r.change for r in some]),
     ):
         marker, color, face = NULL_MARKS[label]
         values = [v for v in map(measure, changes) if v > 0]
@@ -1030,26 +1020,25 @@ def _beside_null(axes: Axes, y: int, some: Sequence[MatrixReport], measure: Call
     return np.array(drawn)
 
 
-def _chance_marks(axes: Axes, y: int, some: Sequence[MatrixReport], title: str) -> Floats:
-    marker, color, _ = NULL_MARKS["chance"]
-    side = 0 if title.startswith("Left") else 1
-    values = [math.degrees(math.asin(min(1.0, chance))) for chance in sorted({r.chance[side] for r in some})]
-    axes.plot(values, [y] * len(values), marker, color=color, ms=5, ls="none")
-    return np.array(values)
+def _limits(some: Sequence[MatrixReport]) -> str:
+    """What rounding alone makes, as medians over matrices, and the angles of subspaces that have nothing to do with each other."""
+    values = np.median([r.floor.values for r in some])
+    angles = np.degrees(np.median([side.median for r in some for side in (r.floor.left, r.floor.right)]))
+    chance = np.degrees(np.arcsin(np.minimum(1.0, [share for r in some for share in r.chance])))
+    low, high = f"{chance.min():.0f}", f"{chance.max():.0f}"
+    text = f"Rounding alone (medians): values {_plain(f'{values:.1g}')}, angles {_plain(f'{angles:.1g}')} degrees. "
+    text += "Subspaces that have nothing to do with each other (angle of their root mean square sine): "
+    return text + (f"{low} degrees." if low == high else f"{low} to {high} degrees.")
 
 
-def _bar(axes: Axes, y: int, shares: Sequence[float], counts: Mapping[str, int], of_hands: HandInterval | None) -> None:
+def _bar(axes: Axes, y: int, shares: Sequence[float]) -> None:
     """One edit in one panel of `surgery_bars`."""
     mean = float(np.mean(shares))
     axes.barh(y, mean, 0.62, color="none" if y else POINT, edgecolor=POINT, alpha=0.9 if y else 0.45, lw=1.1)
     if len(shares) > 1:
         _, lo, hi = t_interval(shares)
         axes.plot(shares, [y] * len(shares), "o", color="#a84537", ms=3.5, ls="none")
-    elif of_hands:
-        _, lo, hi = of_hands(counts["correct"], sum(counts[v] for v in ("correct", "wrong", "unparseable")))
-    else:
-        return
-    axes.plot([max(lo, 0), hi], [y, y], color="#a84537", lw=1.4)
+        axes.plot([max(lo, 0), hi], [y, y], color="#a84537", lw=1.4)
 
 
 # --- heat maps --------------------------------------------------------------------------------------------------------

@@ -248,10 +248,14 @@ def axes(matrix: Tensor) -> Axes:
 
 
 def _check(matrix: Tensor) -> None:
-    if matrix.ndim != 2 or matrix.dtype not in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
-        raise UserError(f"{tuple(matrix.shape)} of {matrix.dtype} is no matrix of floats: pass plain weights.")
+    _check_kind(matrix)
     if not matrix.isfinite().all() or not matrix.any():
         raise UserError("The matrix is all 0 or not finite: the training had diverged, or the file is damaged.")
+
+
+def _check_kind(matrix: Tensor) -> None:
+    if matrix.ndim != 2 or matrix.dtype not in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+        raise UserError(f"{tuple(matrix.shape)} of {matrix.dtype} is no matrix of floats: pass plain weights.")
 
 
 def _spectrum(gram: Tensor) -> tuple[Tensor, Tensor]:
@@ -322,7 +326,7 @@ def compare(base: Tensor, tuned: Tensor, k: int, seed: int = 0) -> MatrixReport:
     """
     if base.shape != tuned.shape or base.ndim != 2 or not 1 <= k < min(base.shape):
         raise UserError(
-            f"{tuple(base.shape)} and {tuple(tuned.shape)} cannot be compared at k = {k}: it must be below both sides."
+            f"{tuple(base.shape)} and {tuple(tuned.shape)} cannot be compared at k = {k}: it must be positive and below both sides."
         )
     _check(tuned)
     turned = base.shape[0] < base.shape[1]
@@ -365,8 +369,13 @@ class Floor:
 
 
 def float_floor(matrix: Tensor, dtype: torch.dtype, k: int, seed: int = 0) -> Floor:
-    """The change that storing the matrix in `dtype` makes; left and right as for the matrix. An angle below it is no rotation."""
+    """The change that storing the matrix in `dtype` makes; left and right as for the matrix. An angle below it is no rotation.
+
+    Raises UserError for a k that does not fit, and for what `axes` refuses.
+    """
     at, turned = axes(matrix), matrix.shape[0] < matrix.shape[1]
+    if not 1 <= k < len(at.s):
+        raise UserError(f"{tuple(matrix.shape)} has no floor at k = {k}: it must be positive and below both sides.")
     return Floor(_sides(_floor(at, dtype, k, seed), turned), math.acos(1 - torch.finfo(dtype).eps / 2))
 
 
@@ -532,7 +541,7 @@ _ODD = (  # options of peft under which the change is more, or other, than alpha
 
 def adapter_scale(folder: Path) -> float:
     """lora_alpha, of a plain LoRA adapter. Raises UserError for every kind whose change of the weights is more than alpha/r B A."""
-    config = _json(folder / "adapter_config.json")
+    config = {"bias": "none"} | _json(folder / "adapter_config.json")  # peft's default
     plain = {"peft_type": "LORA", "bias": "none"} | dict.fromkeys(_ODD)
     wrong = [f"{key} = {config.get(key)}" for key, value in plain.items() if (config.get(key) or None) != value]
     if config.get("init_lora_weights", True) not in (True, False, "gaussian"):  # the others change the base's weights
@@ -547,7 +556,8 @@ def pairs(base_folder: Path, tuned_folder: Path, match: str) -> dict[str, tuple[
     """name -> (base tensor, function from the base's matrix to the tuned one) of every 2-D weight whose name `match` is found in.
 
     Embeddings and the output head are left out: they are tables, not maps. Of a LoRA adapter only its own matrices are there.
-    Raises UserError naming tensors that only one side has, or that differ in shape; none is passed over.
+    Raises UserError naming tensors that only one side has, or that differ in shape, vectors and those that are not matched too: the
+    two would not be one model. Only tables may differ in shape (an enlarged vocabulary) and the head be missing (it may be tied).
     """
     try:
         wanted = re.compile(match)
@@ -561,17 +571,20 @@ def pairs(base_folder: Path, tuned_folder: Path, match: str) -> dict[str, tuple[
     if (tuned_folder / "adapter_config.json").is_file():
         found = chosen(_adapter(tuned_folder, base))
         return _some_or_refuse({n: (base[n], found[n]) for n in base if n in found}, match)
-    tuned, base = chosen(stored(tuned_folder)), chosen(base)
+    tuned = stored(tuned_folder)
     for here, there, which in ((base, tuned, "tuned"), (tuned, base, "base")):
-        if lost := sorted(here.keys() - there.keys()):
+        if lost := sorted(name for name in here.keys() - there.keys() if not _HEAD.search(name)):
             raise UserError(f"The {which} model has no {_some(lost)}: the two must be checkpoints of one model.")
-    if differ := [f"{n} ({base[n].shape} and {tuned[n].shape})" for n in base if base[n].shape != tuned[n].shape]:
+    both = [n for n in base if n in tuned and not _TABLE.search(n)]
+    if differ := [f"{n} ({base[n].shape} and {tuned[n].shape})" for n in both if base[n].shape != tuned[n].shape]:
         raise UserError(f"Shapes differ in {_some(differ)}: the two must be checkpoints of one model.")
+    tuned, base = chosen(tuned), chosen(base)
     matrices = {n: (t, lambda _, t=tuned[n]: t.load()) for n, t in base.items() if len(t.shape) == 2}
     return _some_or_refuse(matrices, match)
 
 
 _TABLE = re.compile(r"embed|lm_head")
+_HEAD = re.compile(r"(?:^|\.)lm_head\.weight$")
 
 
 def _some_or_refuse(found: dict[str, Any], match: str) -> dict[str, Any]:
@@ -621,9 +634,11 @@ def scan(
     program held a core. Memory: about 1 GB a worker for 11008 x 2048.
     Raises UserError as `stored`, `pairs` and `compare` do, and for an `out` that belongs to another scan.
     """
+    if k < 1:
+        raise UserError(f"k = {k} is no number of directions: take a positive one.")
     todo = pairs(base_folder, tuned_folder, match)
     for name, (tensor, _) in todo.items():
-        if not 1 <= k < min(tensor.shape):
+        if k >= min(tensor.shape):
             raise UserError(f"k = {k} does not fit {name}, {tensor.shape}: take a smaller k or narrow the match.")
     header = {
         "k": k,
@@ -656,10 +671,12 @@ def scan(
 def _scan_one(name: str, tensor: Stored, tune: Callable[[Tensor], Tensor], k: int, seed: int) -> MatrixReport | None:
     try:
         base = tensor.load()
+        _check_kind(base)  # torch cannot even tell whether float8 is equal
         tuned = tune(base)
-        return (
-            None if torch.equal(base, tuned) else compare(base, tuned, k, seed * 1_000_003 + zlib.crc32(name.encode()))
-        )
+        _check_kind(tuned)
+        if torch.equal(base, tuned):
+            return None
+        return compare(base, tuned, k, seed * 1_000_003 + zlib.crc32(name.encode()))
     except UserError as error:
         raise UserError(f"{name}: {error}") from error
 
@@ -824,18 +841,22 @@ def _at_chance(r: MatrixReport) -> bool:
     return r.change.left.chordal > 0.95 * r.chance[0] or r.change.right.chordal > 0.95 * r.chance[1]
 
 
+def _folder(name: str) -> Path:
+    return {BUNDLED: BUNDLED_DIR, CARDS: CARDS_DIR}.get(name, Path(name))
+
+
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m rftkit spectra", description=scan.__doc__)
-    parser.add_argument("base", help="folder of the model before, or 'bundled', or 'bundled-cards'")
-    parser.add_argument("tuned", help="folder of the model after, or of a LoRA adapter", type=Path)
+    shipped = f"'{BUNDLED}', or '{CARDS}'"
+    parser.add_argument("base", help=f"folder of the model before, or {shipped}", type=_folder)
+    parser.add_argument("tuned", help=f"folder of the model after, or of a LoRA adapter, or {shipped}", type=_folder)
     parser.add_argument(
         "--k", type=int, default=64, help="leading directions whose subspaces are compared (default: 64)"
     )
     parser.add_argument("--match", default="", metavar="REGEX", help="only matrices whose name this is found in")
     parser.add_argument("--out", type=Path, help="JSON lines, one a matrix; a scan that was cut goes on there")
     args = parser.parse_args(argv)
-    base = {BUNDLED: BUNDLED_DIR, CARDS: CARDS_DIR}.get(args.base, Path(args.base))
-    reports = scan(base, args.tuned, args.k, args.match, args.out)
+    reports = scan(args.base, args.tuned, args.k, args.match, args.out)
     if any(reports.values()):
         print(table(reports))
         print(

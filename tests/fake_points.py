@@ -17,7 +17,7 @@ EDITS = (
     "swap values",
     "rollback 50 %",
     "random, as long as the swap",
-    "rollback, as long as the top",
+    "top 20 %",
 )
 
 

@@ -1,4 +1,5 @@
 import re
+import time
 
 import numpy as np
 import pytest
@@ -19,10 +20,15 @@ EXAMPLE = Chain((17, -9, 16, 4))
 
 def row_of(chain):
     data = {"value": chain.value, "level": chain.level, "chain": chain}
-    return Row("chains", chains.prompt(chain), chains.demonstration(chain), data=data)
+    return Row("chains", chains.prompt(chain), chains.totals_text(chain), data=data)
 
 
 EXAMPLE_ROW = row_of(EXAMPLE)
+STYLES = (chains.oracle, chains.rewritten, chains.practised, chains.foreign)
+
+
+def last(text):
+    return chains.stated(text)[-1]
 
 
 def rows(n=300, game=GAMES[0], split="train", seed=0):
@@ -66,7 +72,7 @@ def test_rows_are_functions_of_seed_split_and_index():
     assert task.row(3, 5, "train") == task.row(3, 5, "train")
     assert len({task.row(seed, 5, split).prompt for seed in (0, 1) for split in SPLITS}) == 6
     row = task.row(0, 0)
-    assert row.answer == chains.oracle(row) and row.data["level"] == row.data["chain"].level
+    assert row.answer == chains.practised(row) and row.data["level"] == row.data["chain"].level
     assert row.image is None and not task.uses_image and task.name == "chains"
 
 
@@ -111,20 +117,38 @@ def test_an_impossible_split_is_told(monkeypatch):
 
 
 def test_demonstrations_of_the_example():
-    assert chains.oracle(EXAMPLE_ROW) == "17 - 9 = 8 ; 8 + 16 = 24 ; 24 + 4 = 28"
+    assert chains.oracle(EXAMPLE_ROW) == "first 17 - 9 = 8 , then 8 + 16 = 24 , then 24 + 4 = 28"
+    assert chains.rewritten(EXAMPLE_ROW) == "17 - 9 + 16 + 4 = 8 + 16 + 4 = 24 + 4 = 28"
+    assert chains.practised(EXAMPLE_ROW) == "17 - 9 = 8 ; 8 + 16 = 24 ; 24 + 4 = 28"
     assert chains.foreign(EXAMPLE_ROW) == "start 17 , less 9 = 8 , more 16 = 24 , more 4 = 28"
 
 
-@pytest.mark.parametrize("shown", [chains.oracle, chains.foreign, chains.weak(0)])
-def test_right_demonstrations_are_right(shown):
-    task = chains.task()
-    for row in rows():
+@pytest.mark.parametrize("shown", [*STYLES, chains.weak(0)])
+def test_every_style_of_a_right_demonstration_is_right(shown):
+    task = chains.task(GAMES[1])
+    for row in rows(game=GAMES[1]):
         assert task.score(shown(row), row) == "correct"
+        assert chains.stated(shown(row)) == row.data["chain"].totals[1:]
 
 
-def test_the_oracle_works_step_by_step():
+def test_the_styles_differ_from_the_shortest_sum_on():
     for row in rows():
-        text, chain = chains.oracle(row), row.data["chain"]
+        assert len({shown(row) for shown in STYLES}) == (3 if row.data["level"] > 2 else 2)
+
+
+def test_the_rest_of_the_sum_is_written_again():
+    for row in rows(game=GAMES[1]):
+        text, chain = chains.rewritten(row), row.data["chain"]
+        sides = text.split(" = ")
+        assert len(text.split()) == chain.level**2 + chain.level - 1 and sides[0] == chain.text
+        for i, side in enumerate(sides):
+            first, *rest = [int(term) for term in side.replace("+ ", "").replace("- ", "-").split()]
+            assert (first, tuple(rest)) == (chain.totals[i], chain.terms[i + 1 :])
+
+
+def test_the_practised_style_goes_step_by_step():
+    for row in rows():
+        text, chain = chains.practised(row), row.data["chain"]
         steps = steps_of(text)
         assert len(text.split()) == 6 * (chain.level - 1) - 1 and len(steps) == chain.level - 1
         assert all(holds(*step) for step in steps)
@@ -135,7 +159,8 @@ def test_wrong_demonstrations_err_in_their_last_total_only():
     for row in rows():
         said, right = chains.wrong(3)(row), row.answer
         assert said.split()[:-1] == right.split()[:-1] and said != right
-        assert 1 <= abs(chains.answer(said) - row.data["value"]) <= chains.SLIP and 0 <= chains.answer(said) <= 30
+        assert 1 <= abs(last(said) - row.data["value"]) <= chains.SLIP and 0 <= last(said) <= chains.LARGEST
+        assert chains.score(said, row.data["chain"]) == "wrong"
 
 
 def test_a_weak_oracle_ends_wrong_as_often_as_stated():
@@ -159,25 +184,23 @@ def test_a_weak_oracles_errors_carry_on():
         assert all(c == a for (*_, c), (a, *_) in zip(steps[:-1], steps[1:], strict=True))
         assert all(0 <= c <= 30 for *_, c in steps)
         assert all(abs(c - (a + b if sign == "+" else a - b)) <= chains.SLIP for a, sign, b, c in steps)
-        assert all(holds(*step) for step in steps) == (chains.answer(text) == row.data["value"])
+        right = all(holds(*step) for step in steps)
+        assert right == (last(text) == row.data["value"]) == (chains.score(text, row.data["chain"]) == "correct")
 
 
-def test_a_weak_oracle_takes_another_order_of_the_same_terms():
-    drawn = [row for row in rows() if row.data["level"] >= 4]
-    other = 0
-    for row in drawn:
-        first, *rest = steps_of(chains.weak(0)(row))
-        said = [first[0], *(b if sign == "+" else -b for _, sign, b, _ in [first, *rest])]
-        assert sorted(said) == sorted(row.data["chain"].terms)
-        other += tuple(said) != row.data["chain"].terms
-    assert other > 0.7 * len(drawn)
+@pytest.mark.parametrize("shown", [chains.weak(0), chains.weak(0.5), chains.wrong(1)])
+def test_wrong_demonstrations_keep_the_terms_in_their_order(shown):
+    for row in rows():
+        steps = steps_of(shown(row))
+        said = (steps[0][0], *(b if sign == "+" else -b for _, sign, b, _ in steps))
+        assert said == row.data["chain"].terms
 
 
 def test_correct_only_shows_the_same_or_nothing():
     drawn = rows(500)
     plain, kept = chains.weak(0.3, seed=2), chains.weak(0.3, seed=2, correct_only=True)
     for row in drawn:
-        right = chains.answer(plain(row)) == row.data["value"]
+        right = chains.score(plain(row), row.data["chain"]) == "correct"
         assert kept(row) == (plain(row) if right else "")
     assert 0.3 < sum(kept(row) == "" for row in drawn) / 500 < 0.7
 
@@ -186,7 +209,7 @@ def test_every_step_of_a_weak_oracle_may_go_wrong():
     full = Chain((30, -30, 30, -30))  # no room: a slip upwards of 30, or below 0, is no word of the model
     for chain in (full, EXAMPLE, Chain((1, 1))):
         text = chains.weak(1.0)(row_of(chain))
-        assert chains.answer(text) not in (None, chain.value) and all(0 <= c <= 30 for *_, c in steps_of(text))
+        assert last(text) != chain.value and all(0 <= c <= 30 for *_, c in steps_of(text))
 
 
 @pytest.mark.parametrize("make", [chains.wrong, lambda seed: chains.weak(0.5, seed)])
@@ -198,7 +221,7 @@ def test_demonstrations_depend_on_seed_and_row_alone(make):
 
 def test_all_texts_are_words_of_the_model():
     tokenizer = PreTrainedTokenizerFast.from_pretrained(CARDS_DIR)
-    shown = (chains.oracle, chains.foreign, chains.weak(0.5), chains.wrong())
+    shown = (*STYLES, chains.weak(0.5), chains.wrong())
     for row in rows(200, Chains((2, 6), 20)):
         for text in (row.prompt, *(says(row) for says in shown)):
             ids = tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -211,53 +234,108 @@ def test_all_texts_are_words_of_the_model():
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("17 - 9 + 16 + 4 = 28 .", 28),  # the base's own style
-        ("17 - 9 = 8 ; 8 + 16 = 24 ; 24 + 4 = 28", 28),
-        ("= 28", 28),
-        ("x = 3 so = 0028 ; that is all .", 28),
-        ("28", None),  # no "="
-        ("", None),
-        ("17 - 9 =", None),
-        ("= 28 ; 24", None),  # two numbers
-        ("= 24 + 4", None),
-        ("= 28 = ", None),
-        ("= - 4", -4),
-        ("= -\n4 .", -4),
-        ("= 4 -", 4),
-        ("= ٢٨", None),  # digits of another script
-        ("= 2 8", None),
+        ("17 - 9 + 16 + 4 = 28 .", (28,)),  # the base's own style
+        ("17 - 9 = 8 ; 8 + 16 = 24 ; 24 + 4 = 28", (8, 24, 28)),
+        ("17 - 9 + 16 + 4 = 8 + 16 + 4 = 24 + 4 = 28", (8, 24, 28)),
+        ("start 17 , less 9 = 8 , more 16 = 24", (8, 24)),
+        ("= 28", (28,)),
+        ("x = 3 so = 0028 ; that is all .", (3, 28)),
+        ("28", ()),  # no "="
+        ("", ()),
+        ("17 - 9 =", ()),
+        ("= 28 ; 24", (28,)),
+        ("= 28 = ", (28,)),
+        ("= = 28", (28,)),
+        ("= - 4", (-4,)),
+        ("= -\n4 .", (-4,)),
+        ("= 4 -", (4,)),
+        ("= - - 4", ()),
+        ("= + 4", ()),
+        ("= ٢٨", ()),  # digits of another script
+        ("= 2 8", (2,)),
+        ("= 1234567890", ()),  # no nine of its digits either
+        ("= 2٨", (2,)),
     ],
 )
-def test_the_number_after_the_last_equals_sign(text, said):
-    assert chains.answer(text) == said
-
-
-def test_verdicts_and_rewards():
-    assert [chains.score(text, 28) for text in ("= 28", "= 27", "28")] == ["correct", "wrong", "unparseable"]
-    assert chains.score("= - 4", 4) == "wrong"
-    said = [[{"role": "assistant", "content": text}] for text in ("= 28", "= 27", "28", "1 = 1 ; = 5")]
-    assert chains.right(said, value=[28, 28, 28, 5], level=[4, 4, 4, 2], trainer_state=None) == [1.0, 0.0, 0.0, 1.0]
+def test_the_number_after_each_equals_sign(text, said):
+    assert chains.stated(text) == said
 
 
 @pytest.mark.parametrize(
-    "text",
-    ["= " + "9" * 10**6, "= " + "-" * 10**6, "= " + " " * 10**6 + "5", "=" * 10**6, "= " + "1 " * 10**6, "= -" + " " * 10**6],
-    ids=("digits", "minus", "spaces", "equals", "numbers", "gap"),
-)  # fmt: skip
-def test_long_replies_do_no_harm(text):
-    assert chains.answer(text) in (None, 5)
+    ("text", "chain", "verdict"),
+    [
+        ("17 - 9 + 16 = 24", Chain((17, -9, 16)), "wrong"),  # in one go, though the value is right
+        ("17 - 9 = 8", Chain((17, -9)), "correct"),  # of two terms there is but one running total
+        ("17 - 9 = 8 ; 8 + 16 = 24", Chain((17, -9, 16)), "correct"),
+        ("= 8 = 24 .", Chain((17, -9, 16)), "correct"),  # whatever the words
+        ("17 - 9 = 8 ; 8 + 16 = 25", Chain((17, -9, 16)), "wrong"),
+        ("17 - 9 = 9 ; 9 + 16 = 24", Chain((17, -9, 16)), "wrong"),  # two errors that cancel
+        ("8 + 16 = 24 ; 17 - 9 = 8", Chain((17, -9, 16)), "wrong"),
+        ("17 - 9 = 8 ; 8 + 16 = 24 ; 24 = 24", Chain((17, -9, 16)), "wrong"),  # one too many
+        ("17 - 9 = 8 ; 8 + 16 =", Chain((17, -9, 16)), "wrong"),
+        ("8 ; 24", Chain((17, -9, 16)), "unparseable"),
+        ("4 - 8 = - 4", Chain((4, -8)), "correct"),
+        ("4 - 8 = 4", Chain((4, -8)), "wrong"),
+    ],
+)
+def test_verdicts_ask_for_every_running_total(text, chain, verdict):
+    assert chains.score(text, chain) == verdict
+    said = [[{"role": "assistant", "content": text}]]
+    assert chains.right(said, chain=[chain], level=[chain.level], trainer_state=None) == [float(verdict == "correct")]
+
+
+def test_rewards_are_those_of_each_reply_with_its_own_chain():
+    drawn = rows(20)
+    said = [[{"role": "assistant", "content": chains.oracle(row)}] for row in drawn]
+    own, others = [row.data["chain"] for row in drawn], [row.data["chain"] for row in drawn[1:] + drawn[:1]]
+    assert chains.right(said, chain=own) == [1.0] * 20
+    expected = [float(a.totals[1:] == b.totals[1:]) for a, b in zip(own, others, strict=True)]
+    assert chains.right(said, chain=others) == expected and sum(expected) < 3
+
+
+def nasty(n):
+    """Replies of n characters, as a broken policy or a hostile one writes them."""
+    found = {part: ("= " + part * n)[:n] for part in ("9", "-", " ", "=", "1 ", "- ", "= ", "= - ")}
+    gap = " " * (n - 4)
+    return found | {"gap": f"=  {gap}5", "gap to a word": f"=  {gap}x", "minus, gap": f"= -{gap}x"}
+
+
+def seconds(text):
+    """The least of three."""
+    taken = []
+    for _ in range(3):
+        start = time.perf_counter()
+        chains.score(text, EXAMPLE)
+        taken.append(time.perf_counter() - start)
+    return min(taken)
+
+
+@pytest.mark.parametrize("kind", nasty(10))
+def test_the_verifier_takes_linear_time(kind):
+    """20 000 characters take a millisecond or a few; with quadratic work they take more than a second."""
+    assert seconds(nasty(chains.MAX_TEXT)[kind]) < 0.25
+    assert seconds(nasty(10**6)[kind]) < 0.25
+
+
+def test_of_a_long_reply_the_end_is_read():
+    said = chains.oracle(EXAMPLE_ROW)
+    assert chains.score(f"= 5 ; {'x ' * chains.MAX_TEXT} {said}", EXAMPLE) == "correct"
+    assert chains.score(f"{said} {'x ' * chains.MAX_TEXT}", EXAMPLE) == "unparseable"
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.text())
 def test_any_text_has_a_verdict(text):
-    assert chains.score(text, 7) in ("correct", "wrong", "unparseable")
+    assert chains.score(text, Chain((3, 4))) in ("correct", "wrong", "unparseable")
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.text(alphabet="0123456789 +-=;.", max_size=40), st.integers(0, 30))
-def test_what_stands_before_the_last_equals_sign_does_not_count(before, value):
-    assert chains.score(f"{before} = {value}", value) == "correct"
+@given(st.text(alphabet="0123456789 +-;.", max_size=40), st.lists(st.integers(0, 30), min_size=2, max_size=5))
+def test_words_without_an_equals_sign_do_not_count(words, totals):
+    chain = Chain((totals[0], *(b - a for a, b in zip(totals, totals[1:], strict=False))))
+    text = "".join(f"{words} = {total} ;" for total in totals[1:])
+    assert chains.score(text, chain) == "correct"
+    assert chains.score(f"{text} = 7", chain) == "wrong"
 
 
 # ---- levels ----
@@ -265,7 +343,7 @@ def test_what_stands_before_the_last_equals_sign_does_not_count(before, value):
 
 def test_level_counts():
     asked = [row_of(chain) for chain in (Chain((1, 2)), EXAMPLE, Chain((5, -2)))]
-    found = chains.level_counts(["= 3", "28", "= 9"], asked)
+    found = chains.level_counts(["1 + 2 = 3", "28", "= 9"], asked)
     assert found == {2: ProbeCount(1, 1, 0), 4: ProbeCount(0, 0, 1)} and list(found) == [2, 4]
     for texts, few in (([], []), (["= 3"], asked)):
         with pytest.raises(UserError, match="one reply a row"):
@@ -275,14 +353,16 @@ def test_level_counts():
 # ---- the base ----
 
 
-def test_the_base_solves_some_in_its_own_style_and_none_step_by_step():
-    """What the experiment stands on: rollouts at temperature 1 have something to reward, at each level, and no running totals."""
+def test_the_base_gets_short_sums_right_at_times_and_shows_no_running_totals():
+    """What the experiment stands on: the base answers in one go, so it has to learn what longer sums are rewarded for."""
     from rftkit.policy import generate, load_policy
 
     policy = load_policy(get_preset("tiny", model="bundled-cards", max_completion=24))
     asked = rows(400, split="validation")
     texts = [text for seed in (0, 1) for text in generate(policy, asked, temperature=1.0, seed=seed, batch_size=200)]
     found = chains.level_counts(texts, asked * 2)
-    assert all(count.correct > 0 for count in found.values())
-    assert 0.05 < sum(count.correct for count in found.values()) / 800 < 0.25
-    assert sum(text.count("=") == row.data["level"] - 1 > 1 for text, row in zip(texts, asked * 2, strict=True)) < 8
+    assert list(found) == [2, 3, 4, 5]
+    assert 0.15 < found[2].accuracy < 0.6
+    assert sum(found[level].correct for level in (3, 4, 5)) < 8
+    assert sum(len(chains.stated(text)) > 1 for text in texts) < 0.05 * len(texts)
+    assert sum(count.unparseable for count in found.values()) < 0.05 * len(texts)

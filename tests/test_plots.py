@@ -115,22 +115,18 @@ def dynamics_figures():
     yield from weight_figures()
 
 
-def of_hands(solved, n):
-    return Interval(solved / n, max(0.0, solved / n - 0.03), solved / n + 0.03)
-
-
 def weight_figures():
     three = [fake_points.sft(seed) for seed in range(3)]
     worded = [fake_points.sft(seed, method="points_sft_diverse") for seed in range(3)]
     yield "cells", plots.cells_over_updates([fake_points.sft(0, "live"), *three[1:]])
-    yield "cells, one run", plots.cells_over_updates([fake_points.sft(0, "live")], of_hands)
+    yield "cells, one run", plots.cells_over_updates([fake_points.sft(0, "live")])
     yield "cells, two methods", plots.cells_over_updates([*three, *worded])
     yield "restoration", plots.restoration(three, HEALED)
     yield "restoration, one seed", plots.restoration(three[:1], [fake_points.rft(320)])
     yield "nulls", plots.spectra_beside_null([fake_points.reports(seed) for seed in range(3)])
     yield "nulls, large change", plots.spectra_beside_null([fake_points.reports(0, 3.0)])
     yield "surgery", plots.surgery_bars([fake_points.surgery(seed) for seed in range(3)])
-    yield "surgery, one seed", plots.surgery_bars([fake_points.surgery()], of_hands)
+    yield "surgery, one seed", plots.surgery_bars([fake_points.surgery()])
     law = spectra.marchenko_pastur(24, 48, 0.02).quantiles((np.arange(24) + 0.5) / 24)
     yield "spectra", plots.spectrum([("a random matrix", law * 1.01, law), ("the base: layer 0, q_proj", law * 3, law)])
     yield (
@@ -528,17 +524,15 @@ def test_cells_have_a_panel_each_with_the_share_solved_and_the_share_read():
     assert f"to {solved[0]:.1%} (highest" in fig.alt and "seeds 0-1 recorded" in fig.alt
 
 
-def test_cells_of_one_run_have_intervals_over_hands_and_of_many_over_seeds():
+def test_cells_of_many_runs_have_intervals_over_seeds_and_of_one_none():
     def spans(fig):
         return [list(line.get_ydata()) for line in by_color(fig.axes[0], "points_sft") if len(line.get_xdata()) == 2]
 
-    solved = [row["cells"]["ten-any"]["correct"] for row in fake_points.sft(0).evals()]
-    assert spans(FIGURES["cells, one run"]) == [list(of_hands(c, 1000)[1:]) for c in solved]
     at_end = [fake_points.sft(s).evals()[-1]["cells"]["ten-any"]["correct"] / 1000 for s in range(3)]
     _, lo, hi = t_interval(at_end)
     assert spans(FIGURES["cells"])[-1] == pytest.approx([max(lo, 0), min(hi, 1)])
-    assert "over hands" in words(FIGURES["cells, one run"]) and "over seeds" in words(FIGURES["cells"])
-    assert spans(plots.cells_over_updates([fake_points.sft(0)])) == []
+    assert "intervals" not in words(FIGURES["cells, one run"]) and "over seeds" in words(FIGURES["cells"])
+    assert spans(FIGURES["cells, one run"]) == []
 
 
 def test_restoration_puts_each_end_of_rft_beside_the_checkpoint_it_started_from():
@@ -553,9 +547,16 @@ def test_restoration_puts_each_end_of_rft_beside_the_checkpoint_it_started_from(
         ]
         assert [line.get_ydata()[0] for line in large] == [pytest.approx(np.mean(values)) for values in ends]
         places = [line.get_xdata()[0] for line in large]
-        assert all(start < x < 1.2 * start + 2 for start, x in zip(fake_points.STARTS, places, strict=True))
+        assert all(1.2 * start < x < 1.3 * start + 3 for start, x in zip(fake_points.STARTS, places, strict=True))
+        rings = [line for line in axes.lines if line.get_markerfacecolor() == "none" and line.get_markersize() == 10]
+        assert [line.get_xdata()[0] for line in rings] == list(fake_points.STARTS)
         arrows = [t for t in axes.texts if t.arrow_patch and not t.get_text()]
         assert [t.xyann[0] for t in arrows] == list(fake_points.STARTS)
+        fig.draw(FigureCanvasAgg(fig).get_renderer())
+        for arrow, ring, end in zip(arrows, rings, large, strict=True):  # some is to be seen between the two marks
+            (x0, y0), (x1, y1) = axes.transData.transform([arrow.xyann, arrow.xy])
+            covered = (ring.get_markersize() + end.get_markersize()) / 2 * fig.dpi / 72
+            assert math.hypot(x1 - x0, y1 - y0) > 1.5 * covered
         assert [t.xy for t in arrows] == [(x, pytest.approx(np.mean(v))) for x, v in zip(places, ends, strict=True)]
     assert "from update 320" in fig.alt and "12 runs" in words(fig)
 
@@ -574,14 +575,29 @@ def test_nulls_stand_beside_every_matrix_that_changed():
     found = [r for seed in range(3) for r in fake_points.reports(seed).values() if r]
     wide = [r.change.values for r in found if r.shape == (48, 96)]
     assert sorted(dots[2].get_xdata()) == sorted(wide)
-    assert len({marker for marker, _, _ in plots.NULL_MARKS.values()}) == 4
+    assert len({marker for marker, _, _ in plots.NULL_MARKS.values()}) == 2
     nulls = [line for line in fig.axes[2].lines if line.get_marker() == "D"]
     assert sorted(nulls[2].get_xdata()) == pytest.approx(
         sorted(math.degrees(r.null.left.median) for r in found if r.shape == (48, 96))
     )
-    chance = [line.get_xdata()[0] for line in fig.axes[3].lines if line.get_marker() == "x"]
-    assert chance[2] == pytest.approx(math.degrees(math.asin(math.sqrt(1 - 8 / 96))))
     assert f"down_proj {np.median(wide):.2g} (" in fig.alt
+
+
+def test_rounding_and_chance_are_told_by_number_and_stretch_no_axis():
+    fig = FIGURES["nulls"]
+    found = [r for seed in range(3) for r in fake_points.reports(seed).values() if r]
+    for axes, measure in zip(fig.axes, plots.SPECTRAL.values(), strict=True):
+        seen = [measure(change) for r in found for change in (r.change, r.null)]
+        low, high = axes.get_xlim()
+        assert min(seen) / 2 < low <= min(seen) and max(seen) <= high < 2 * max(seen)
+    values = np.median([r.floor.values for r in found])
+    angles = math.degrees(np.median([side.median for r in found for side in (r.floor.left, r.floor.right)]))
+    for text in (words(fig), fig.alt):
+        said = re.search(r"Rounding alone \(medians\): values ([\d.e−]+), angles ([\d.e−]+) degrees", text)
+        told = [float(number.replace("−", "-")) for number in said.groups()]
+        assert told == [pytest.approx(values, rel=0.5), pytest.approx(angles, rel=0.5)]
+        least, most = (math.degrees(math.asin(math.sqrt(1 - 8 / side))) for side in (24, 96))
+        assert f": {least:.0f} to {most:.0f} degrees." in text
 
 
 def test_surgery_says_how_long_each_edit_is_and_shows_every_seed():
@@ -596,7 +612,7 @@ def test_surgery_says_how_long_each_edit_is_and_shows_every_seed():
         assert np.array(marks) == pytest.approx(shares.T)
         (dotted,) = [line for line in axes.lines if line.get_linestyle() == ":"]
         assert dotted.get_xdata()[0] == pytest.approx(shares[:, 0].mean())
-    assert "over seeds" in words(fig) and "over hands" in words(FIGURES["surgery, one seed"])
+    assert "over seeds" in words(fig) and "Intervals" not in words(FIGURES["surgery, one seed"])
     part = [fake_points.surgery(0), fake_points.surgery(1)[:3]]  # an edit that one seed lacks is left out
     assert len(plots.surgery_bars(part).axes[0].patches) == 3
 

@@ -246,11 +246,15 @@ def test_the_float_floor_is_what_rounding_does(dtype, arccos):
 def test_matrices_that_cannot_be_compared():
     w = gauss(12, 8)
     for tuned, k, says in (
-        (w.T, 2, "cannot be compared"), (w + 1, 8, "below both sides"), (w, 2, "are equal"),
+        (w.T, 2, "cannot be compared"), (w + 1, 8, "below both sides"), (w + 1, 0, "positive"), (w, 2, "are equal"),
         (w * math.inf, 2, "not finite"), (0 * w, 2, "all 0"), (w.long(), 2, "pass plain weights"),
     ):  # fmt: skip
         with pytest.raises(UserError, match=says):
             spectra.compare(w, tuned, k)
+    for k in (0, 8, 9):
+        for matrix in (w, w.T):
+            with pytest.raises(UserError, match=f"no floor at k = {k}"):
+                spectra.float_floor(matrix, torch.float32, k)
     with pytest.raises(UserError, match="no 4 singular values above rounding"):
         spectra.compare(spectrum(12, 8, [1.0, 1.0, 1.0]), w, 4)
 
@@ -399,6 +403,8 @@ def test_other_adapters_are_refused(tmp_path, small_base, odd):
     plain = {"peft_type": "LORA", "bias": "none", "lora_alpha": 8, "init_lora_weights": True}
     (tmp_path / "adapter_config.json").write_text(json.dumps(plain))
     assert spectra.adapter_scale(tmp_path) == 8
+    (tmp_path / "adapter_config.json").write_text(json.dumps({k: v for k, v in plain.items() if k != "bias"}))
+    assert spectra.adapter_scale(tmp_path) == 8  # peft's default is "none"
     (tmp_path / "adapter_config.json").write_text(json.dumps(plain | odd))
     with pytest.raises(UserError, match="no plain LoRA"):
         spectra.scan(small_base, tmp_path)
@@ -418,6 +424,18 @@ Q = "model.layers.0.self_attn.q_proj.weight"
         (lambda t: t.update({Q: torch.ones(3, 4)}), rf"Shapes differ .*{Q} \(\(64, 64\) and \(3, 4\)\)"),
         (lambda t: t.update({Q: t[Q] * math.nan}), f"{Q}: The matrix is all 0 or not finite"),
         (lambda t: t.update({Q: t[Q].to(torch.int8)}), rf"{Q}: \(64, 64\) of torch.int8 is no matrix"),
+        (
+            lambda t: t.update({Q: t[Q].to(torch.float8_e4m3fn)}),
+            rf"{Q}: \(64, 64\) of torch.float8_e4m3fn is no matrix of floats",
+        ),
+        (
+            lambda t: [t.pop(n) for n in list(t) if n.endswith(".bias")],
+            r"The tuned model has no model.layers.0.\w+.k_proj.bias",
+        ),
+        (lambda t: t.pop("model.norm.weight"), "The tuned model has no model.norm.weight"),
+        (lambda t: t.pop("model.embed_tokens.weight"), "The tuned model has no model.embed_tokens.weight"),
+        (lambda t: t.update({"model.norm.bias": torch.ones(64)}), "The base model has no model.norm.bias"),
+        (lambda t: t.update({"model.norm.weight": torch.ones(3)}), r"Shapes differ in model.norm.weight \(\(64,\) and"),
         (lambda t: t.update({Q.replace("model.", "model.language_model.", 1): t[Q].clone()}), "have one name"),
     ],
 )
@@ -425,14 +443,45 @@ def test_models_that_do_not_belong_together_are_refused(models, change, says):
     rewrite(models[1], change)
     with pytest.raises(UserError, match=says):
         spectra.scan(*models, k=8)
+    with pytest.raises(UserError, match=says):
+        spectra.scan(*models, k=8, match="q_proj")
+
+
+def test_float8_on_both_sides_is_refused_too(models):
+    for folder in models:
+        rewrite(folder, lambda t: t.update({Q: t[Q].to(torch.float8_e4m3fn)}))
+    with pytest.raises(UserError, match="float8_e4m3fn is no matrix of floats"):
+        spectra.scan(*models, k=8)
+
+
+def test_a_tied_head_and_a_larger_vocabulary_are_no_other_model(models):
+    whole = spectra.scan(*models, k=8, match="mlp")
+
+    def enlarge(tensors):
+        table = tensors["model.embed_tokens.weight"]
+        tensors["model.embed_tokens.weight"] = torch.cat([table, table[:2]])
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+
+    rewrite(models[1], enlarge)
+    assert spectra.scan(*models, k=8, match="mlp") == whole
+
+
+def test_equal_matrices_of_two_dtypes_have_not_changed(models):
+    rewrite(models[0], lambda t: t.update({Q: t[Q].bfloat16()}))
+    half = load_file(models[0] / "model.safetensors")[Q]
+    rewrite(models[1], lambda t: t.update({Q: half.float()}))
+    assert spectra.scan(*models, k=8, match="layers.0.*q_proj") == {Q: None}
 
 
 def test_bad_questions_and_folders(models, tmp_path):
     for match, says in (("(", "no regular expression"), ("nothing", "No weight matrix's name matches")):
         with pytest.raises(UserError, match=says):
             spectra.scan(*models, match=match)
-    with pytest.raises(UserError, match="k = 64 does not fit"):
+    with pytest.raises(UserError, match=r"k = 64 does not fit .* take a smaller k"):
         spectra.scan(*models)
+    for k in (0, -3):
+        with pytest.raises(UserError, match=f"k = {k} is no number of directions: take a positive one"):
+            spectra.scan(*models, k=k)
     with pytest.raises(UserError, match=r"has no model\.safetensors"):
         spectra.scan(models[0], tmp_path)
     (models[1] / "model.safetensors").write_bytes(b"\x05" + bytes(7) + b"nothing")
@@ -476,6 +525,12 @@ def test_random_fine_tuning_beats_no_null(models):
     lines = spectra.table(reports).splitlines()
     assert len(lines) == 1 + len(spectra.cells(reports)) == 1 + 14
     assert max(map(len, lines)) < 170
+
+
+def test_the_command_takes_a_bundled_model_on_either_side(capsys):
+    for sides in (("bundled", "bundled-cards"), ("bundled-cards", "bundled")):
+        assert main(["spectra", *sides, "--k", "8", "--match", r"layers\.0\..*k_proj"]) == 0
+        assert "self_attn.k_proj" in capsys.readouterr().out
 
 
 def test_the_command(models, tmp_path, capsys):

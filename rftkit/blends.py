@@ -1,0 +1,170 @@
+"""The experiment of notebook 06: long sums learnt from demonstrations, from rollouts, and from mixtures of the two (2507.01679).
+
+All arms begin with the same *practised base*: the bundled one that knows cards, after a little SFT on sums whose work is shown, so
+that it gets sums of three terms right now and then and longer ones hardly ever. Demonstrations are an oracle's (`chains`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rftkit import chains, evals, hub, recording, runs
+from rftkit.config import CARDS, Preset
+from rftkit.policy import Policy, generate
+from rftkit.prefix_rft import PREFIX_RFT, Blend, Oracle, train_prefix_rft
+from rftkit.rft import Practice
+from rftkit.rollouts import sample_seed
+from rftkit.sft import Data, Lazy, train_sft
+from rftkit.tasks import Row
+
+SAMPLED, DRAWS = 60, 16  # sums that are asked DRAWS times at temperature 1 in each evaluation, for pass@k
+
+
+GAME = chains.Chains(terms=(3, 5), most=9)
+PRACTICE = chains.Chains(terms=(2, 5), most=9)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Sizes and rates. `practice` updates of SFT at `practice_lr` make the base; every arm then takes `steps` updates, SFT of
+    `preset.sft_batch` demonstrations, the others of `preset.rft_prompts` x `preset.rft_group` rollouts, all at one rate."""
+
+    game: chains.Chains = GAME
+    practised: chains.Chains = PRACTICE
+    practice: int = 50
+    practice_lr: float = 3e-4
+    lr: float = 2e-4
+    steps: int = 240
+    evaluations: int = 6
+    max_completion: int = 40
+    asked: int = 300
+    probed: int = 50
+
+    @property
+    def eval_steps(self) -> set[int]:
+        return {self.steps * i // self.evaluations for i in range(1, self.evaluations + 1)}
+
+
+TINY = Plan()
+ORACLE = Oracle("oracle", chains.oracle)
+PRACTISED = Oracle("practised", chains.practised)
+FOREIGN = Oracle("foreign", chains.foreign)
+REWRITTEN = Oracle("rewritten", chains.rewritten)
+
+
+def weak(share: float, correct_only: bool = False) -> Oracle:
+    return Oracle(f"weak {share}{' correct only' * correct_only}", chains.weak(share, correct_only=correct_only))
+
+
+WRONG = Oracle("wrong", chains.wrong())
+
+
+def own_preset(preset: Preset, plan: Plan) -> Preset:
+    """The preset as this experiment uses it."""
+    return replace(preset, model=CARDS, max_completion=plan.max_completion, eval_n=min(preset.eval_n, plan.probed))
+
+
+# --- measuring -------------------------------------------------------------------------------------------------------------
+
+
+def evaluation(plan: Plan) -> recording.Evaluate:
+    """Greedy replies to the test split, the probes, and for pass@k the right ones of DRAWS samples.
+
+    In the row new_exact is the share of right replies, new_hit that of replies with a total in them, "levels" counts by number of
+    terms, "words" the mean length of a reply, "sampled" how many of DRAWS samples are right, one number a sum and level.
+    """
+    rows = chains.task(plan.game).rows(recording.EVAL_SEED, plan.asked)
+
+    def evaluate(policy: Policy) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        texts = generate(policy, rows)
+        levels = chains.level_counts(texts, rows)
+        prior = {
+            name: evals.evaluate(
+                lambda asked: generate(policy, asked), task, task.rows(recording.EVAL_SEED, policy.preset.eval_n)
+            )
+            for name, task in hub.probes(policy.preset).items()
+        }
+        samples = [
+            {"prompt": r.prompt, "completion": t, "reward": float(chains.score(t, r.data["chain"]) == "correct")}
+            for t, r in list(zip(texts, rows, strict=True))[:3]
+        ]
+        row = {
+            "kind": "eval",
+            "new_exact": sum(c.correct for c in levels.values()) / len(rows),
+            "new_hit": 1 - sum(c.unparseable for c in levels.values()) / len(rows),
+            "new_n": len(rows),
+            "levels": {str(level): asdict(count) for level, count in levels.items()},
+            "words": sum(len(text.split()) for text in texts) / len(texts),
+            "sampled": _sampled(policy, rows[:SAMPLED]),
+            "prior": {name: asdict(count) for name, count in prior.items()},
+            "prior_mean": evals.prior_mean(prior),
+        }
+        return row, samples
+
+    return evaluate
+
+
+def _sampled(policy: Policy, rows: Sequence[Row]) -> dict[str, list[int]]:
+    """By level, how many of DRAWS replies to each sum are right."""
+    asked = [(i, d) for i in range(len(rows)) for d in range(DRAWS)]
+    texts = generate(
+        policy, [rows[i] for i, _ in asked], temperature=1.0, seed=[sample_seed(recording.EVAL_SEED, 0, i, d) for i, d in asked]
+    )  # fmt: skip
+    right = [0] * len(rows)
+    for (i, _), text in zip(asked, texts, strict=True):
+        right[i] += chains.score(text, rows[i].data["chain"]) == "correct"
+    found: dict[str, list[int]] = {}
+    for row, count in zip(rows, right, strict=True):
+        found.setdefault(str(row.data["level"]), []).append(count)
+    return found
+
+
+# --- arms -----------------------------------------------------------------------------------------------------------------
+
+
+def practised_base(preset: Preset, plan: Plan = TINY, home: Path | None = None) -> recording.Before:
+    """What every arm goes on from, the same for all seeds: it stands for a base model."""
+    task = chains.task(plan.practised)
+    rows = Lazy(preset.train_n, lambda i: replace(row := task.row(0, i, "train"), answer=chains.practised(row)))
+    record, _ = train_sft(
+        own_preset(preset, plan), 0, name="sums_practice", data=Data(f"practised sums {plan.practised}", lambda policy, folder: rows),
+        lr=plan.practice_lr, steps=plan.practice, save_at={plan.practice}, evaluate=evaluation(plan), home=home,
+    )  # fmt: skip
+    return recording.Before(record, recording.weights_at(recording.run_folder(record, home), plan.practice))
+
+
+def imitate(
+    preset: Preset, seed: int, *, name: str = "sums_sft", oracle: Oracle = ORACLE, plan: Plan = TINY, home: Path | None = None
+) -> tuple[runs.RunRecord, Policy]:  # fmt: skip
+    """SFT on the demonstrations. The weights at every evaluation are kept: RFT may go on from one."""
+    task = chains.task(plan.game)
+    rows = Lazy(preset.train_n, lambda i: replace(row := task.row(seed, i, "train"), answer=oracle.says(row)))
+    data = Data(f"sums {plan.game}, {oracle.name}", lambda policy, folder: rows)
+    return train_sft(
+        own_preset(preset, plan), seed, name=name, data=data, lr=plan.lr, steps=plan.steps, eval_steps=plan.eval_steps,
+        save_at=plan.eval_steps, after=practised_base(preset, plan, home), evaluate=evaluation(plan), home=home,
+    )  # fmt: skip
+
+
+def blend(
+    preset: Preset,
+    seed: int,
+    how: Blend = PREFIX_RFT,
+    *,
+    name: str,
+    oracle: Oracle = ORACLE,
+    plan: Plan = TINY,
+    after: recording.Before | None = None,
+    norms_every: int = 0,
+    home: Path | None = None,
+) -> tuple[runs.RunRecord, Policy]:
+    """Any mixture of `prefix_rft`, from the practised base or from `after`."""
+    practice = Practice(f"sums {plan.game}", chains.task(plan.game), (chains.right,))
+    return train_prefix_rft(
+        own_preset(preset, plan), seed, how, name=name, lr=plan.lr, steps=plan.steps, practice=practice, demonstrations=oracle,
+        norms_every=norms_every, after=after or practised_base(preset, plan, home), evaluate=evaluation(plan), eval_steps=plan.eval_steps,
+        home=home,
+    )  # fmt: skip
