@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rftkit import chains, evals, hub, recording, runs
-from rftkit.config import CARDS, Preset
+from rftkit.config import BUNDLED, CARDS, Preset
 from rftkit.policy import Policy, generate
 from rftkit.prefix_rft import PREFIX_RFT, Blend, Oracle, train_prefix_rft
 from rftkit.rft import Practice
@@ -20,7 +20,7 @@ from rftkit.rollouts import sample_seed
 from rftkit.sft import Data, Lazy, train_sft
 from rftkit.tasks import Row
 
-SAMPLED, DRAWS = 60, 16  # sums that are asked DRAWS times at temperature 1 in each evaluation, for pass@k
+DRAWS = 16  # samples a sum, for pass@k
 
 
 GAME = chains.Chains(terms=(3, 5), most=9)
@@ -42,6 +42,7 @@ class Plan:
     max_completion: int = 40
     asked: int = 300
     probed: int = 50
+    sampled: int = 60  # sums that are asked DRAWS times at temperature 1 in each evaluation, for pass@k
 
     @property
     def eval_steps(self) -> set[int]:
@@ -63,8 +64,9 @@ WRONG = Oracle("wrong", chains.wrong())
 
 
 def own_preset(preset: Preset, plan: Plan) -> Preset:
-    """The preset as this experiment uses it."""
-    return replace(preset, model=CARDS, max_completion=plan.max_completion, eval_n=min(preset.eval_n, plan.probed))
+    """The preset as this experiment uses it: the tiny tier starts from the base that knows cards."""
+    model = CARDS if preset.name == "tiny" and preset.model == BUNDLED else preset.model
+    return replace(preset, model=model, max_completion=plan.max_completion, eval_n=min(preset.eval_n, plan.probed))
 
 
 # --- measuring -------------------------------------------------------------------------------------------------------------
@@ -98,7 +100,7 @@ def evaluation(plan: Plan) -> recording.Evaluate:
             "new_n": len(rows),
             "levels": {str(level): asdict(count) for level, count in levels.items()},
             "words": sum(len(text.split()) for text in texts) / len(texts),
-            "sampled": _sampled(policy, rows[:SAMPLED]),
+            "sampled": _sampled(policy, rows[: plan.sampled]),
             "prior": {name: asdict(count) for name, count in prior.items()},
             "prior_mean": evals.prior_mean(prior),
         }
