@@ -53,6 +53,7 @@ TINY = Plan()
 ORACLE = Oracle("oracle", chains.oracle)
 PRACTISED = Oracle("practised", chains.practised)
 FOREIGN = Oracle("foreign", chains.foreign)
+WORDY = Oracle("wordy", chains.wordy)
 REWRITTEN = Oracle("rewritten", chains.rewritten)
 
 

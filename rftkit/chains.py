@@ -3,7 +3,7 @@
 The bundled base that knows cards has seen such sums of two and three numbers, answered in one go: "17 - 9 + 16 = 24 .". Two
 styles show the work instead: running totals, "17 - 9 = 8 ; 8 + 16 = 24 ; 24 + 4 = 28", which a base for notebook 06 practises a
 little, so that it gets short sums right now and then and long ones hardly ever; and sums written again after each step. The
-oracle takes the steps of the first in words of its own. The verifier asks for all running totals, whatever the style.
+oracle takes the steps of the first with a word of its own between them. The verifier asks for all running totals, whatever the style.
 A chain's *level* is its number of terms: how hard it is.
 """
 
@@ -145,8 +145,13 @@ def rewritten_text(chain: Chain) -> str:
 
 
 def oracle(row: Row) -> str:
-    """The demonstration of a row, right and in the oracle's own style: the practised steps in other words between them, "first
-    17 - 9 = 8 , then 8 + 16 = 24 , then 24 + 4 = 28"."""
+    """The demonstration of a row, right and in the oracle's own style: the practised steps with another word between them, "17 - 9 =
+    8 then 8 + 16 = 24 then 24 + 4 = 28". The practised base finds it unlikely, and less so than the styles below."""
+    return totals_text(row.data["chain"]).replace(" ; ", " then ")
+
+
+def wordy(row: Row) -> str:
+    """The same with more words: "first 17 - 9 = 8 , then 8 + 16 = 24 , then 24 + 4 = 28"."""
     return "first " + totals_text(row.data["chain"]).replace(" ; ", " , then ")
 
 

@@ -35,7 +35,7 @@ def test_an_evaluation_counts_levels_words_and_samples(preset, tmp_path):
 
 def test_oracles_differ_in_name_and_text():
     row = chains.task(blends.GAME).row(0, 0, "train")
-    oracles = (blends.ORACLE, blends.PRACTISED, blends.FOREIGN, blends.REWRITTEN, blends.WRONG, blends.weak(0.9), blends.weak(0.9, True))
+    oracles = (blends.ORACLE, blends.PRACTISED, blends.FOREIGN, blends.WORDY, blends.WRONG, blends.weak(0.9), blends.weak(0.9, True))
     assert len({oracle.name for oracle in oracles}) == len(oracles)
     right = [chains.score(oracle.says(row), row.data["chain"]) == "correct" for oracle in oracles[:5]]
     assert right == [True, True, True, True, False]

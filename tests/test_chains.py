@@ -24,7 +24,7 @@ def row_of(chain):
 
 
 EXAMPLE_ROW = row_of(EXAMPLE)
-STYLES = (chains.oracle, chains.rewritten, chains.practised, chains.foreign)
+STYLES = (chains.oracle, chains.wordy, chains.rewritten, chains.practised, chains.foreign)
 
 
 def last(text):
@@ -117,7 +117,8 @@ def test_an_impossible_split_is_told(monkeypatch):
 
 
 def test_demonstrations_of_the_example():
-    assert chains.oracle(EXAMPLE_ROW) == "first 17 - 9 = 8 , then 8 + 16 = 24 , then 24 + 4 = 28"
+    assert chains.oracle(EXAMPLE_ROW) == "17 - 9 = 8 then 8 + 16 = 24 then 24 + 4 = 28"
+    assert chains.wordy(EXAMPLE_ROW) == "first 17 - 9 = 8 , then 8 + 16 = 24 , then 24 + 4 = 28"
     assert chains.rewritten(EXAMPLE_ROW) == "17 - 9 + 16 + 4 = 8 + 16 + 4 = 24 + 4 = 28"
     assert chains.practised(EXAMPLE_ROW) == "17 - 9 = 8 ; 8 + 16 = 24 ; 24 + 4 = 28"
     assert chains.foreign(EXAMPLE_ROW) == "start 17 , less 9 = 8 , more 16 = 24 , more 4 = 28"
@@ -133,7 +134,7 @@ def test_every_style_of_a_right_demonstration_is_right(shown):
 
 def test_the_styles_differ_from_the_shortest_sum_on():
     for row in rows():
-        assert len({shown(row) for shown in STYLES}) == (3 if row.data["level"] > 2 else 2)
+        assert len({shown(row) for shown in STYLES}) == (5 if row.data["level"] > 2 else 3)
 
 
 def test_the_rest_of_the_sum_is_written_again():
