@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from rftkit import chains, evals, hub, recording, runs
-from rftkit.config import BUNDLED, CARDS, Preset
+from rftkit import prefix_rft as p
+from rftkit.config import BUNDLED, CARDS, Preset, UserError
 from rftkit.policy import Policy, generate
-from rftkit.prefix_rft import PREFIX_RFT, Blend, Oracle, train_prefix_rft
+from rftkit.prefix_rft import Blend, Oracle, train_prefix_rft
 from rftkit.rft import Practice
 from rftkit.rollouts import sample_seed
 from rftkit.sft import Data, Lazy, train_sft
@@ -155,7 +156,7 @@ def imitate(
 def blend(
     preset: Preset,
     seed: int,
-    how: Blend = PREFIX_RFT,
+    how: Blend = p.PREFIX_RFT,
     *,
     name: str,
     oracle: Oracle = ORACLE,
@@ -171,3 +172,65 @@ def blend(
         norms_every=norms_every, after=after or practised_base(preset, plan, home), evaluate=evaluation(plan), eval_steps=plan.eval_steps,
         home=home,
     )  # fmt: skip
+
+
+def sft_then_rft(
+    preset: Preset, seed: int, *, name: str = "sums_sft_rft", plan: Plan = TINY, home: Path | None = None
+) -> tuple[runs.RunRecord, Policy]:
+    """A third of the updates SFT, the rest RFT: as many in all as every other arm takes."""
+    record, _ = imitate(preset, seed, plan=plan, home=home)
+    base = practised_base(preset, plan, home).record.evals()[-1]["step"]
+    first = plan.steps // 3
+    cut = replace(record, metrics=[row for row in record.metrics if row["step"] <= base + first], samples=[])
+    after = recording.Before(cut, recording.weights_at(recording.run_folder(record, home), first))
+    rest = replace(plan, steps=plan.steps - first, evaluations=plan.evaluations * 2 // 3)
+    return blend(preset, seed, p.PLAIN, name=name, plan=rest, after=after, home=home)
+
+
+# What varies, by the name of the arm: how demonstrations are blended in, and whose they are.
+BLENDS: dict[str, tuple[Blend, Oracle]] = {
+    "sums_rft": (p.PLAIN, ORACLE),
+    "sums_prefix": (p.PREFIX_RFT, ORACLE),
+    # other mixtures (B3, B4)
+    "sums_rl_sft": (p.rl_with_sft(0.01), ORACLE),
+    "sums_rl_more_sft": (p.rl_with_sft(0.1), ORACLE),
+    "sums_uft": (p.UFT_LIKE, ORACLE),
+    "sums_luffy": (p.LUFFY_LIKE, ORACLE),
+    "sums_srft": (p.SRFT_LIKE, ORACLE),
+    # what of Prefix-RFT matters (B5 to B9)
+    "sums_frozen": (p.FROZEN, ORACLE),
+    "sums_constant_001": (p.constant(0.001), ORACLE),
+    "sums_constant_01": (p.constant(0.01), ORACLE),
+    "sums_constant_1": (p.constant(0.1), ORACLE),
+    "sums_all_tokens": (p.ALL_TOKENS, ORACLE),
+    "sums_random": (p.RANDOM, ORACLE),
+    "sums_lowest": (p.LOWEST, ORACLE),
+    "sums_clip_free": (p.CLIP_FREE, ORACLE),
+    "sums_uniform": (p.UNIFORM, ORACLE),
+    "sums_fixed": (p.fixed(0.5), ORACLE),
+    "sums_code": (Blend(advantage="dr_grpo_prefix"), ORACLE),
+    "sums_code_v2": (Blend(advantage="dr_grpo_prefix_v2"), ORACLE),
+    # how many and whose demonstrations (B10, B11)
+    "sums_demos_10": (p.demos(0.1), ORACLE),
+    "sums_demos_1": (p.demos(0.01), ORACLE),
+    "sums_weak": (p.PREFIX_RFT, weak(0.3)),
+    "sums_wrong": (p.PREFIX_RFT, WRONG),
+    "sums_practised": (p.PREFIX_RFT, PRACTISED),
+    "sums_wordy": (p.PREFIX_RFT, WORDY),
+    "sums_foreign": (p.PREFIX_RFT, FOREIGN),
+}
+
+
+def arm(name: str, preset: Preset, seed: int, home: Path | None = None) -> tuple[runs.RunRecord, Policy]:
+    """One arm of notebook 06 by its name: "sums_sft", "sums_sft_rft", or one of `BLENDS`."""
+    if name == "sums_sft":
+        return imitate(preset, seed, home=home)
+    if name == "sums_sft_rft":
+        return sft_then_rft(preset, seed, home=home)
+    if name not in BLENDS:
+        raise UserError(f"There is no arm {name!r}: choose sums_sft, sums_sft_rft, {', '.join(BLENDS)}.")
+    how, oracle = BLENDS[name]
+    return blend(preset, seed, how, name=name, oracle=oracle, home=home, norms_every=10 if name in NORMS else 0)
+
+
+NORMS = ("sums_prefix", "sums_all_tokens")  # arms whose gradient is measured with and without prefix tokens

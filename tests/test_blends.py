@@ -3,6 +3,7 @@ import dataclasses
 import pytest
 
 from rftkit import blends, chains, prefix_rft, recording
+from rftkit.config import UserError
 
 PLAN = blends.Plan(practice=2, steps=2, evaluations=2, asked=9, sampled=3)  # mechanics only
 
@@ -39,3 +40,17 @@ def test_oracles_differ_in_name_and_text():
     assert len({oracle.name for oracle in oracles}) == len(oracles)
     right = [chains.score(oracle.says(row), row.data["chain"]) == "correct" for oracle in oracles[:5]]
     assert right == [True, True, True, True, False]
+
+
+def test_sft_then_rft_takes_as_many_updates_as_the_others(preset, tmp_path):
+    plan = dataclasses.replace(PLAN, steps=3, evaluations=3)
+    record, _ = blends.sft_then_rft(preset, 0, plan=plan, home=tmp_path)
+    learnt, _ = blends.imitate(preset, 0, plan=plan, home=tmp_path)
+    assert [row["step"] for row in record.evals()] == [0, 2, 3, 4, 5]
+    assert record.evals()[:3] == learnt.evals()[:3] and [row["step"] for row in record.metrics if "reward" in row] == [4, 5]
+
+
+def test_arms_differ_and_an_unknown_one_is_told():
+    assert len({(how, oracle.name) for how, oracle in blends.BLENDS.values()}) == len(blends.BLENDS)
+    with pytest.raises(UserError, match="no arm 'sums_else'"):
+        blends.arm("sums_else", None, 0)
