@@ -16,7 +16,7 @@ import itertools
 import math
 import re
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -845,14 +845,17 @@ def levels_over_updates(records: Sequence[RunRecord]) -> Figure:
         sharex=True,
         sharey=True,
     )
-    panels = [(f"{level} terms: right", lambda r, level=level: _level_curve(r, level)) for level in levels]
-    panels.append(("Prior probes: mean accuracy", lambda r: curve(r, "prior_mean")))
+    panels = [
+        (f"{level} terms: right", [[_level_curve(r, level) for r in some] for some in groups.values()])
+        for level in levels
+    ]
+    panels.append(("Prior probes: mean accuracy", [[curve(r, "prior_mean") for r in some] for some in groups.values()]))
     text = "Line charts against updates; here from the first to the last evaluation, mean over seeds. "
     ends = {}
-    for axes, (title, of) in zip(grid.flat, panels, strict=False):
+    for axes, (title, curves) in zip(grid.flat, panels, strict=False):
         axes.set_title(title, loc="left", fontsize=10)
         ends[axes] = {
-            m: _mean_line(axes, style_of(m), [of(r) for r in some], marks=False) for m, some in groups.items()
+            m: _mean_line(axes, style_of(m), some, marks=False) for m, some in zip(groups, curves, strict=True)
         }
         text += f"{title}: {', '.join(f'{style_of(m).label} {y[0]:.0%} to {y[-1]:.0%}' for m, (_, y) in ends[axes].items())}. "
     for axes in grid.flat[len(panels) :]:
@@ -899,29 +902,32 @@ def arm_ends(
     left = 0.35 + _inches([label for label, _, _ in rows])
     fig, (pair,) = _canvas(8.5, 0.3 * len(rows) + 0.1, caption, left=left, cols=2, gap=0.3, sharey=True)
     text = "Dot charts by arm. "
-    for k, (axes, title) in enumerate(
-        zip(pair, ("Sums right, at the end", "Prior probes right, at the end"), strict=True), start=1
-    ):
-        for y, row in enumerate(rows):
-            axes.plot(row[k], [y + 0.22] * len(row[k]), "o", color=INK, ms=3, ls="none")
-            if len(row[k]) > 1:
-                _, lo, hi = t_interval(row[k])
+    titles = ("Sums right, at the end", "Prior probes right, at the end")
+    values = ([new for _, new, _ in rows], [prior for _, _, prior in rows])
+    upright = ([new for _, new, _ in marks], [prior for _, _, prior in marks])
+    for axes, title, arms, lines in zip(pair, titles, values, upright, strict=True):
+        for y, seeds in enumerate(arms):
+            axes.plot(seeds, [y + 0.22] * len(seeds), "o", color=INK, ms=3, ls="none")
+            if len(seeds) > 1:
+                _, lo, hi = t_interval(seeds)
                 axes.plot([max(lo, 0), min(hi, 100)], [y, y], color=POINT, lw=1.6)
-            axes.plot([float(np.mean(row[k]))], [y], "D", color=POINT, ms=6, ls="none")
-        for ls, mark in zip((":", (0, (5, 2))), marks, strict=False):
-            axes.axvline(mark[k], color=INK, lw=1, ls=ls)
+            axes.plot([float(np.mean(seeds))], [y], "D", color=POINT, ms=6, ls="none")
+        for ls, x in zip((":", (0, (5, 2))), lines, strict=False):
+            axes.axvline(x, color=INK, lw=1, ls=ls)
         axes.set_xlim(-2, 102)
         axes.xaxis.set_major_locator(FixedLocator([0, 25, 50, 75, 100]))
         axes.xaxis.set_major_formatter(PercentFormatter(100, 0))
         axes.tick_params(axis="y", length=0)
         axes.set_title(title, loc="left", fontsize=10)
-        text += f"{title}: {', '.join(f'{row[0]} {np.mean(row[k]):.1f}%' for row in rows)}. "
+        text += (
+            f"{title}: {', '.join(f'{row[0]} {np.mean(seeds):.1f}%' for row, seeds in zip(rows, arms, strict=True))}. "
+        )
     pair[0].set_yticks(range(len(rows)), [label for label, _, _ in rows])
     pair[0].set_ylim(len(rows) - 0.4, -0.6)
     return _describe(fig, text.rstrip())
 
 
-LEVEL_LOOKS = (
+LEVEL_LOOKS: tuple[tuple[str, str | tuple[float, tuple[float, ...]], str], ...] = (
     ("#05a2c2", "-", "o"),
     ("#bc8700", (0, (5, 1.5)), "s"),
     ("#a84537", (0, (1, 1.2)), "^"),
@@ -985,11 +991,14 @@ def _gains(record: RunRecord, bins: int) -> dict[str, tuple[Floats, Floats]]:
     parts = np.array_split(np.arange(len(rows)), bins)
     at = np.array([np.mean([rows[i]["step"] for i in part]) for part in parts])
 
-    def mean(part: Any, key: str) -> float:  # a level may be missing from an update, not from a stretch
-        values = [rows[i][key] for i in part if rows[i].get(key) is not None]
-        return float(np.mean(values)) if values else 0.0
+    found = {name: (at, np.array([_mean_of(rows, part, key) for part in parts])) for name, key in wanted.items()}
+    return {} if any(np.isnan(y).any() for _, y in found.values()) else found
 
-    return {name: (at, np.array([mean(part, key) for part in parts])) for name, key in wanted.items()} if keys else {}
+
+def _mean_of(rows: Sequence[Mapping[str, Any]], part: Iterable[int], key: str) -> float:
+    """Over the rows that have it: an update need not hold every level."""
+    values = [rows[i][key] for i in part if rows[i].get(key) is not None]
+    return float(np.mean(values)) if values else math.nan
 
 
 def _gain_line(axes: Axes, look: Style, curves: Sequence[tuple[Floats, Floats]], shift: int) -> tuple[Floats, Floats]:
