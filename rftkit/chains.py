@@ -174,14 +174,8 @@ def foreign(row: Row) -> str:
 
 
 def wrong(seed: int = 0) -> Demonstrations:
-    """The practised steps with a last total that is out by 1 to 3, always."""
-
-    def shown(row: Row) -> str:
-        chain: Chain = row.data["chain"]
-        slips = np.arange(1, chain.level) == chain.level - 1
-        return totals_text(chain, _slipped(rng_for(seed, "wrong", row.prompt), chain, slips))
-
-    return shown
+    """Each step out by 1 to 3, always. (With the last one alone wrong no prefix would show it: a prefix ends before.)"""
+    return weak(1.0, seed)
 
 
 def weak(share: float, seed: int = 0, correct_only: bool = False) -> Demonstrations:

@@ -16,7 +16,7 @@ import itertools
 import math
 import re
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +55,17 @@ class Style:
 HOURGLASS = ((-1, -1), (1, 1), (-1, 1), (1, -1), (-1, -1))
 BOW = ((-1, -1), (-1, 1), (1, -1), (1, 1), (-1, -1))
 HOUSE = ((-1, -1), (1, -1), (1, 0), (0, 1), (-1, 0), (-1, -1))
+TOWER = ((-1, -2), (1, -2), (1, 2), (-1, 2), (-1, -2))
+BRICK = ((-2, -1), (2, -1), (2, 1), (-2, 1), (-2, -1))
+KITE = ((0, -2), (1, 1), (0, 2), (-1, 1), (0, -2))
+FLAG = ((-1, -1), (1, -1), (-1, 1), (-1, -1))
+SAIL = ((1, -1), (1, 1), (-1, 1), (1, -1))
+TRAPEZE = ((-2, -1), (2, -1), (1, 1), (-1, 1), (-2, -1))
+BOWL = ((-1, -1), (1, -1), (2, 1), (-2, 1), (-1, -1))
+ROOF = ((-2, 0), (0, 2), (2, 0), (2, -2), (0, 0), (-2, -2), (-2, 0))
+VALLEY = ((-2, 0), (0, -2), (2, 0), (2, 2), (0, 0), (-2, 2), (-2, 0))
+ELL = ((-1, -1), (1, -1), (1, 0), (0, 0), (0, 1), (-1, 1), (-1, -1))
+TEE = ((-2, 2), (2, 2), (2, 1), (1, 1), (1, -2), (-1, -2), (-1, 1), (-2, 1), (-2, 2))
 
 
 METHOD_STYLE = {
@@ -73,12 +84,37 @@ METHOD_STYLE = {
     "points_sft": Style("SFT on cards", "#a84537", "-", "p"),
     "points_sft_diverse": Style("SFT on cards, many wordings", "#bc8700", (0, (5, 1.5)), BOW),
     "points_rft": Style("RFT on cards", "#4649fb", "-", HOUSE),
+    "sums_practice": Style("Practised base", INK, (0, (1, 2.5)), "h"),
+    "sums_sft": Style("SFT on sums", "#a84537", "-", TOWER),
+    "sums_rft": Style("RFT on sums", "#4649fb", "-", BRICK),
+    "sums_prefix": Style("Prefix-RFT", "#05a2c2", (0, (5, 1.2, 1, 1.2)), KITE),
+    "sums_sft_rft": Style("SFT, then RFT", "#9e7cff", (0, (9, 2)), TRAPEZE),
+    "sums_luffy": Style("LUFFY-like", "#ff2d0f", (0, (5, 1.5)), BOWL),
+    "sums_uft": Style("UFT-like", "#b78a7b", (0, (1, 1.2)), ROOF),
+    "sums_srft": Style("SRFT-like", "#9a2ab4", (0, (5, 1.2, 1, 1.2, 1, 1.2)), VALLEY),
+    "sums_rl_sft": Style("RFT + 0.01 SFT loss", "#ff09a6", (0, (2.5, 1.2)), ELL),
+    "sums_rl_more_sft": Style("RFT + 0.1 SFT loss", "#526278", (0, (9, 1.5, 3, 1.5)), TEE),
+    "sums_practised": Style("Prefix-RFT, practised style", "#9e7cff", (0, (9, 2)), FLAG),
+    "sums_wordy": Style("Prefix-RFT, wordy style", "#bc8700", (0, (5, 1.5)), SAIL),
+    "sums_foreign": Style("Prefix-RFT, foreign style", "#9a2ab4", (0, (2.5, 1.2)), "8"),
 }
-# The methods that share a figure, in notebooks 02, 04 and 05: within a group colours differ to every eye.
+# The methods that share a figure, in notebooks 02, 04, 05 and (mixtures, styles) 06: within a group colours differ to every eye.
 COMPANY = (
     ("sft", "sft_rft_lr", "lora_sft", "rft", "rft_kl"),
     ("sft", "sft_foreign", "sft_far", "sft_rollouts", "sft_early", "self_once", "self_fresh", "sft_dft", "rft"),
     ("points_sft", "points_sft_diverse", "points_rft"),
+    (
+        "sums_sft",
+        "sums_rft",
+        "sums_prefix",
+        "sums_sft_rft",
+        "sums_luffy",
+        "sums_uft",
+        "sums_srft",
+        "sums_rl_sft",
+        "sums_rl_more_sft",
+    ),
+    ("sums_practice", "sums_sft", "sums_rft", "sums_prefix", "sums_practised", "sums_wordy", "sums_foreign"),
 )
 VERDICT_STYLE = {"correct": ("#459f9d", ""), "wrong": ("#c2523f", "////"), "unparseable": (INK, "...")}  # colour, hatch
 POINT = "#4649fb"  # of scatters of no method
@@ -686,6 +722,367 @@ def angle_profiles(lines: Sequence[tuple[str, ArrayLike]]) -> Figure:
     _side_labels(axes, [(len(a), float(a[-1])) for _, a in curves], [label for label, _ in curves], styles)
     parts = [f"{label}: {a[0]:.2g} to {a[-1]:.2g} degrees, median {np.median(a):.2g}" for label, a in curves]
     return _describe(fig, f"Principal angles in rising order. {'; '.join(parts)}.".replace("\n", " "))
+
+
+# --- figures of demonstrations in a group (notebook 06) -----------------------------------------------------------------------
+
+
+@rc_context(_RC)
+def prefix_schedule(low: ArrayLike, high: ArrayLike, given: ArrayLike = ()) -> Figure:
+    """The bounds (S,) of the share of a demonstration that is given, update by update, and the mean of U(low, high).
+
+    `given` (S,): the mean share that was given in a run, a dot an update.
+    """
+    a, b = _numbers(low, "lower bounds", 1), _numbers(high, "upper bounds", 1)
+    if len(a) != len(b) or (a > b).any():
+        raise UserError(
+            "These bounds are no schedule: pass as many lower as upper ones, none of them above its upper one."
+        )
+    x, middle, dots = np.arange(len(a)), (a + b) / 2, np.asarray(given, float)
+    caption = f"Band: where the share l is drawn from, uniformly. Dotted: mean over all updates, {middle.mean():.3f}. "
+    caption += "Dots: mean over the prompts of an update of a run." if len(dots) else ""
+    fig, ((axes,),) = _canvas(8.5, 3.2, caption, left=0.75, right=2.3, top=0.15)
+    axes.fill_between(x, a, b, color=POINT, alpha=0.15, lw=0)
+    styles = [
+        Style("", POINT, "-", "v"),
+        Style("", METHOD_STYLE["sums_prefix"].color, "-", "D"),
+        Style("", "#a84537", "-", "^"),
+    ]
+    labels = [
+        f"{what}\n{y[0]:.0%} to {y[-1]:.0%}"
+        for what, y in (("upper bound", b), ("mean of what is given", middle), ("lower bound", a))
+    ]
+    for y, style in zip((b, middle, a), styles, strict=True):
+        axes.plot(x, y, color=style.color, lw=2)
+    axes.axhline(float(middle.mean()), color=INK, lw=1, ls=":")
+    axes.plot(np.arange(len(dots)), dots, "o", color=INK, ms=2.2, ls="none")
+    axes.set_ylim(-0.03, 1.03)
+    _percent(axes, "y")
+    axes.set_xlabel("update")
+    axes.set_ylabel("share of the demonstration")
+    _side_labels(axes, [(float(x[-1]), float(y[-1])) for y in (b, middle, a)], labels, styles)
+    text = f"Line chart of the share of a demonstration that is given, over {len(a)} updates: lower bound {a[0]:.2f} to {a[-1]:.2f}, "
+    text += f"upper bound {b[0]:.2f} to {b[-1]:.2f}, mean {middle[0]:.2f} to {middle[-1]:.2f}, over all updates {middle.mean():.3f}."
+    return _describe(fig, text + (f" Given in a run: mean {dots.mean():.3f}." if len(dots) else ""))
+
+
+TOKEN_LOOKS = {  # face, edge, hatch
+    "kept": (POINT, POINT, ""),
+    "clipped": ("none", INK, ""),
+    "own": ("none", "#459f9d", "////"),
+}
+TOKEN_WORDS = {"kept": "forced, in the loss", "clipped": "forced, clipped away", "own": "the policy's own"}
+
+
+@rc_context(_RC)
+def token_strip(rows: Sequence[tuple[str, Sequence[str], ArrayLike, Sequence[str]]]) -> Figure:
+    """The entropy of each token of some replies. A panel a (title, tokens, entropies (T,) in nats, kinds: keys of TOKEN_LOOKS)."""
+    tables = [
+        (title, list(tokens), _numbers(h, f"entropies of {title!r}", 1), list(kinds))
+        for title, tokens, h, kinds in rows
+    ]
+    if (
+        not tables
+        or any(not len(t) == len(h) == len(k) for _, t, h, k in tables)
+        or {k for *_, kinds in tables for k in kinds} - set(TOKEN_LOOKS)
+    ):
+        raise UserError(
+            f"These are no rows of tokens: pass (title, tokens, entropies, kinds), kinds out of {', '.join(TOKEN_LOOKS)}."
+        )
+    top, wide = max(0.05, *(float(h.max()) for _, _, h, _ in tables)), max(len(t) for _, t, _, _ in tables)
+    turned = (
+        _inches([token for _, tokens, _, _ in tables for token in tokens]) > 7.5 / wide
+    )  # a sign on its side misleads
+    caption = "Height: entropy of what the token was drawn from. Tokens are read from left to right."
+    n = len(tables)
+    foot = 0.1 + (_inches([token for _, tokens, _, _ in tables for token in tokens]) if turned else 0.2)
+    fig, grid = _canvas(8.5, 1.05 * n + (foot + 0.4) * (n - 1), caption, top=0.65, bottom=foot, rows=n, gap=foot + 0.4)
+    texts = []
+    for (axes,), (title, tokens, h, kinds) in zip(grid, tables, strict=True):
+        for i, (height, kind) in enumerate(zip(h, kinds, strict=True)):
+            face, edge, hatch = TOKEN_LOOKS[kind]
+            axes.bar(i, height, 0.7, color=face, edgecolor=edge, hatch=hatch, lw=1)
+        axes.set_xticks(range(len(tokens)), tokens, rotation=90 if turned else 0)
+        axes.tick_params(axis="x", length=0, labelsize=8.5)
+        axes.set_xlim(-0.7, wide - 0.3)
+        axes.set_ylim(0, 1.1 * top)
+        axes.yaxis.set_major_locator(MaxNLocator(2))
+        axes.set_ylabel("nats")
+        axes.set_title(title, loc="left", fontsize=10)
+        said = {
+            k: " ".join(t for t, kind in zip(tokens, kinds, strict=True) if kind == k) or "none" for k in TOKEN_LOOKS
+        }
+        texts.append(f"{title}: {'; '.join(f'{TOKEN_WORDS[k]}: {words}' for k, words in said.items())}")
+    keys = [
+        Patch(fc=face, ec=edge, hatch=hatch, label=TOKEN_WORDS[k]) for k, (face, edge, hatch) in TOKEN_LOOKS.items()
+    ]
+    fig.legend(
+        handles=keys, loc="upper left", bbox_to_anchor=(0.005, 1), ncols=3, frameon=False, labelcolor=INK, fontsize=9
+    )
+    return _describe(fig, f"Bars of the entropy of each token, up to {top:.2g} nats. {'. '.join(texts)}.")
+
+
+@rc_context(_RC)
+def levels_over_updates(records: Sequence[RunRecord]) -> Figure:
+    """Share of right replies to sums of each number of terms, and mean accuracy of the probes, against updates, a panel each.
+
+    Thin: one seed. Thick: mean over seeds with Student's t intervals.
+    """
+    groups = _by_method(records)
+    bare = [r.name for r in records if not r.evals() or "levels" not in r.evals()[0]]
+    if bare:
+        raise UserError(f"Runs without counts by level: {', '.join(bare)}. Leave them out.")
+    levels = list(records[0].evals()[0]["levels"])
+    rows = math.ceil((len(levels) + 1) / 2)
+    spans = ", with Student's t 95% interval" if len(records) > len(groups) else ""
+    caption = f"Thick: mean over seeds{spans}. Thin: one seed. {_all_seeds(groups)}"
+    height = max(2.3, 0.36 * len(groups))
+    fig, grid = _canvas(
+        8.5,
+        height * rows + 0.6 * (rows - 1),
+        caption,
+        left=0.75,
+        right=2.1,
+        rows=rows,
+        cols=2,
+        gap=(0.3, 0.6),
+        sharex=True,
+        sharey=True,
+    )
+    panels = [
+        (f"{level} terms, right", [[_level_curve(r, level) for r in some] for some in groups.values()])
+        for level in levels
+    ]
+    panels.append(("Prior probes: mean accuracy", [[curve(r, "prior_mean") for r in some] for some in groups.values()]))
+    text = "Line charts against updates; here from the first to the last evaluation, mean over seeds. "
+    ends = {}
+    for axes, (title, curves) in zip(grid.flat, panels, strict=False):
+        axes.set_title(title, loc="left", fontsize=10)
+        ends[axes] = {
+            m: _mean_line(axes, style_of(m), some, marks=False) for m, some in zip(groups, curves, strict=True)
+        }
+        text += f"{title}: {', '.join(f'{style_of(m).label} {y[0]:.0%} to {y[-1]:.0%}' for m, (_, y) in ends[axes].items())}. "
+    for axes in grid.flat[len(panels) :]:
+        axes.remove()
+    last = max(row["step"] for r in records for row in r.evals())
+    for axes in ends:
+        axes.set_xlim(-0.03 * last, 1.03 * last)
+        axes.set_ylim(-0.04, 1.04)
+        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+        axes.set_xlabel("updates" if axes in grid[-1] else "")
+    _percent(grid[0, 0], "y")
+    labels = [textwrap.fill(style_of(m).label, 22) for m in groups]
+    for axes in grid[:, 1]:
+        if axes in ends:
+            _side_labels(
+                axes,
+                [(float(x[-1]), float(y[-1])) for x, y in ends[axes].values()],
+                labels,
+                [style_of(m) for m in groups],
+            )
+    return _describe(fig, text + _all_seeds(groups))
+
+
+def _level_curve(record: RunRecord, level: str) -> tuple[Floats, Floats]:
+    rows = record.evals()
+    return np.array([row["step"] for row in rows], float), np.array([_share(row["levels"][level]) for row in rows])
+
+
+@rc_context(_RC)
+def arm_ends(
+    rows: Sequence[tuple[str, Sequence[float], Sequence[float]]], marks: Sequence[tuple[str, float, float]] = ()
+) -> Figure:
+    """Two numbers an arm, one a seed each, in percent: new-task accuracy and accuracy of the probes. Rows (label, new, prior).
+
+    `marks` are up to two upright lines (name, new, prior) to read the rows against, the first dotted, the second dashed.
+    """
+    if not rows or not all(len(new) == len(prior) > 0 for _, new, prior in rows) or len(marks) > 2:
+        raise UserError(
+            "There are no arms to draw: pass (label, accuracies, prior accuracies), one of each a seed, and at most two marks."
+        )
+    counts = sorted({len(new) for _, new, _ in rows})
+    caption = f"Large: mean of {' or '.join(map(str, counts))} seeds, with Student's t 95% interval, cut at the frame. Small: one seed. "
+    caption += " ".join(f"{line}: {name}." for line, (name, _, _) in zip(("Dotted", "Dashed"), marks, strict=False))
+    left = 0.35 + _inches([label for label, _, _ in rows])
+    fig, (pair,) = _canvas(8.5, 0.3 * len(rows) + 0.1, caption, left=left, cols=2, gap=0.3, sharey=True)
+    text = "Dot charts by arm. "
+    titles = ("Sums right, at the end", "Prior probes right, at the end")
+    values = ([new for _, new, _ in rows], [prior for _, _, prior in rows])
+    upright = ([new for _, new, _ in marks], [prior for _, _, prior in marks])
+    for axes, title, arms, lines in zip(pair, titles, values, upright, strict=True):
+        for y, seeds in enumerate(arms):
+            axes.plot(seeds, [y + 0.22] * len(seeds), "o", color=INK, ms=3, ls="none")
+            if len(seeds) > 1:
+                _, lo, hi = t_interval(seeds)
+                axes.plot([max(lo, 0), min(hi, 100)], [y, y], color=POINT, lw=1.6)
+            axes.plot([float(np.mean(seeds))], [y], "D", color=POINT, ms=6, ls="none")
+        for ls, x in zip((":", (0, (5, 2))), lines, strict=False):
+            axes.axvline(x, color=INK, lw=1, ls=ls)
+        axes.set_xlim(-2, 102)
+        axes.xaxis.set_major_locator(FixedLocator([0, 25, 50, 75, 100]))
+        axes.xaxis.set_major_formatter(PercentFormatter(100, 0))
+        axes.tick_params(axis="y", length=0)
+        axes.set_title(title, loc="left", fontsize=10)
+        text += (
+            f"{title}: {', '.join(f'{row[0]} {np.mean(seeds):.1f}%' for row, seeds in zip(rows, arms, strict=True))}. "
+        )
+    pair[0].set_yticks(range(len(rows)), [label for label, _, _ in rows])
+    pair[0].set_ylim(len(rows) - 0.4, -0.6)
+    return _describe(fig, text.rstrip())
+
+
+LEVEL_LOOKS: tuple[tuple[str, str | tuple[float, tuple[float, ...]], str], ...] = (
+    ("#05a2c2", "-", "o"),
+    ("#bc8700", (0, (5, 1.5)), "s"),
+    ("#a84537", (0, (1, 1.2)), "^"),
+    ("#4649fb", (0, (9, 2)), "D"),
+)
+
+
+@rc_context(_RC)
+def prefix_gains(panels: Sequence[tuple[str, Sequence[RunRecord]]], bins: int = 8) -> Figure:
+    """What a prefix gained, r_N - m, by number of terms, in `bins` stretches of the updates. A panel a (title, runs).
+
+    Means over the updates of a stretch, then over seeds, with Student's t intervals. Dotted: the share of a demonstration given.
+    """
+    found = [(title, [_gains(r, bins) for r in records]) for title, records in panels]
+    if (
+        not found
+        or not all(some and all(some) for _, some in found)
+        or len({tuple(g) for _, some in found for g in some}) > 1
+    ):
+        raise UserError("These runs hold no gains of prefixes by the same levels: pass runs of Prefix-RFT on sums.")
+    n, levels = len(found), [key for key in found[0][1][0] if key != "length"]
+    caption = f"Means over stretches of updates, then over seeds ({', '.join(f'{title}: {len(some)}' for title, some in found)}), "
+    caption += "with Student's t 95% intervals. Dotted: mean share of the demonstration that is given."
+    fig, (row,) = _canvas(8.5, 3.0, caption, left=0.75, right=1.75, top=0.4, cols=n, gap=0.3, sharey=True)
+    text = "Line charts of the reward with a prefix minus that without, against updates. "
+    looks = [Style("", *look) for look in itertools.islice(itertools.cycle(LEVEL_LOOKS), len(levels))]
+    for axes, (title, some) in zip(row, found, strict=True):
+        ends = [
+            _gain_line(axes, look, [g[level] for g in some], shift)
+            for shift, (level, look) in enumerate(zip(levels, looks, strict=True))
+        ]
+        length = np.mean([g["length"][1] for g in some], axis=0)
+        axes.plot(some[0]["length"][0], length, color=INK, ls=":", lw=1.6)
+        axes.axhline(0, color=INK, lw=0.8)
+        axes.set_xlabel("updates")
+        axes.set_title(title, loc="left", fontsize=10)
+        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+        parts = [
+            f"{level} terms {_plain(f'{y[0]:+.2f}')} to {_plain(f'{y[-1]:+.2f}')}"
+            for level, (_, y) in zip(levels, ends, strict=True)
+        ]
+        text += f"{title}: {', '.join(parts)}, given {length[0]:.2f} to {length[-1]:.2f}. "
+    row[0].set_ylabel("reward, with prefix minus without")
+    last = [(float(x[-1]), float(y[-1])) for x, y in ends]
+    _side_labels(
+        row[-1],
+        [*last, (last[0][0], float(length[-1]))],
+        [*(f"{level} terms" for level in levels), "share given"],
+        [*looks, Style("", INK, ":", "")],
+    )
+    return _describe(fig, text.rstrip())
+
+
+def _gains(record: RunRecord, bins: int) -> dict[str, tuple[Floats, Floats]]:
+    """By level (and "length"): the middles of `bins` stretches of the updates, and the mean gain there; {} where there are none."""
+    rows = [row for row in record.metrics if row["kind"] == "train" and row.get("prefix_length") is not None]
+    if len(rows) < bins:
+        return {}
+    keys = sorted({key for row in rows for key in row if key.startswith("prefix_advantage_level_")})
+    wanted = {key.rsplit("_", 1)[1]: key for key in keys} | {"length": "prefix_length"}
+    parts = np.array_split(np.arange(len(rows)), bins)
+    at = np.array([np.mean([rows[i]["step"] for i in part]) for part in parts])
+
+    found = {name: (at, np.array([_mean_of(rows, part, key) for part in parts])) for name, key in wanted.items()}
+    return {} if any(np.isnan(y).any() for _, y in found.values()) else found
+
+
+def _mean_of(rows: Sequence[Mapping[str, Any]], part: Iterable[int], key: str) -> float:
+    """Over the rows that have it: an update need not hold every level."""
+    values = [rows[i][key] for i in part if rows[i].get(key) is not None]
+    return float(np.mean(values)) if values else math.nan
+
+
+def _gain_line(axes: Axes, look: Style, curves: Sequence[tuple[Floats, Floats]], shift: int) -> tuple[Floats, Floats]:
+    x, values = curves[0][0], np.array([y for _, y in curves])
+    aside = x + (shift - 1) * 0.012 * (x[-1] - x[0])  # else the intervals would hide each other
+    axes.plot(aside, values.mean(0), color=look.color, ls=look.line, marker=look.marker, ms=4.5, lw=1.8)
+    for at, column in zip(aside, values.T, strict=True):
+        if len(column) > 1:
+            _, lo, hi = t_interval(column)
+            axes.plot([at, at], [max(lo, -1), min(hi, 1)], color=look.color, lw=1)
+    return x, values.mean(0)
+
+
+PassLine = tuple[str, Sequence[int], Sequence[Interval]]  # method, numbers of samples, pass@k with intervals
+
+
+@rc_context(_RC)
+def pass_at_k(panels: Sequence[tuple[str, Sequence[PassLine]]], over: str) -> Figure:
+    """pass@k against k, a panel a (title, lines), a line a (method, ks, intervals). `over` says what the intervals are over."""
+    if not panels or not all(lines for _, lines in panels):
+        raise UserError("There is no pass@k to draw: pass (title, [(method, ks, intervals), ...]).")
+    n, caption = len(panels), f"Intervals: 95%, over {over}."
+    fig, (row,) = _canvas(8.5, 3.0, caption, left=0.75, right=1.75, top=0.4, cols=n, gap=0.25, sharey=True)
+    text = "Line charts of the chance that k samples hold a right reply, against k. "
+    for axes, (title, lines) in zip(row, panels, strict=True):
+        every = sorted({k for _, ks, _ in lines for k in ks})
+        for shift, (method, ks, found) in enumerate(lines):
+            style, x = style_of(method), [k * 1.05 ** (shift - (len(lines) - 1) / 2) for k in ks]
+            axes.plot(x, [i.mean for i in found], color=style.color, ls=style.line, marker=style.marker, ms=4.5, lw=1.8)
+            for at, interval in zip(x, found, strict=True):
+                if not math.isnan(interval.lo):
+                    axes.plot([at, at], [max(interval.lo, 0), min(interval.hi, 1)], color=style.color, lw=1)
+        axes.set_xscale("log", base=2)
+        axes.set_xlim(every[0] / 1.3, every[-1] * 1.3)
+        _ticks(axes.xaxis, every)
+        axes.set_ylim(-0.04, 1.04)
+        axes.set_xlabel("k")
+        axes.set_title(title, loc="left", fontsize=10)
+        parts = [
+            f"{style_of(m).label} {found[0].mean:.0%} at {ks[0]} to {found[-1].mean:.0%} at {ks[-1]}"
+            for m, ks, found in lines
+        ]
+        text += f"{title}: {', '.join(parts)}. "
+    _percent(row[0], "y")
+    row[0].set_ylabel("pass@k")
+    styles = [style_of(m) for m, _, _ in lines]
+    ends = [(float(ks[-1]), float(found[-1].mean)) for _, ks, found in lines]
+    _side_labels(row[-1], ends, [textwrap.fill(s.label, 18) for s in styles], styles)
+    return _describe(fig, text.rstrip())
+
+
+@rc_context(_RC)
+def trade_off(records: Sequence[RunRecord]) -> Figure:
+    """Accuracy of the probes against new-task accuracy, along training: how much is forgotten for how much is learnt.
+
+    Thin: one seed. Thick: mean over seeds, a mark an evaluation, the last one large.
+    """
+    groups = _by_method(records)
+    caption = f"Each path begins at the practised base and ends at the large mark. Thick: mean over seeds, evaluation by evaluation. Thin: one seed. {_all_seeds(groups)}"
+    fig, ((axes,),) = _canvas(8.5, max(3.6, 0.36 * len(groups)), caption, left=0.75, right=2.3, top=0.15)
+    ends, text = [], "Paths of prior accuracy against new-task accuracy, mean over seeds. "
+    for method, some in groups.items():
+        style = style_of(method)
+        for r in some if len(some) > 1 else ():
+            axes.plot(
+                curve(r, "new_exact")[1], curve(r, "prior_mean")[1], color=style.color, ls=style.line, lw=0.8, alpha=0.5
+            )
+        x, y = (mean_curve([curve(r, key) for r in some])[1] for key in ("new_exact", "prior_mean"))
+        axes.plot(x, y, color=style.color, ls=style.line, marker=style.marker, ms=4, lw=2.0)
+        axes.plot(x[-1:], y[-1:], **_marks(style, 9))
+        ends.append((float(x[-1]), float(y[-1])))
+        text += f"{style.label}: new task {x[0]:.0%} to {x[-1]:.0%}, prior {y[0]:.0%} to {y[-1]:.0%}. "
+    axes.set_xlim(-0.03, 1.03)
+    axes.set_ylim(-0.03, 1.03)
+    _percent(axes, "x")
+    _percent(axes, "y")
+    axes.set_xlabel("sums right, greedy")
+    axes.set_ylabel("prior probes right, mean")
+    _side_labels(axes, ends, [textwrap.fill(style_of(m).label, 26) for m in groups], [style_of(m) for m in groups])
+    return _describe(fig, text + _all_seeds(groups))
 
 
 # --- alt text and display ---------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import re
 from xml.etree import ElementTree
 
 import fake_points
+import fake_sums
 import numpy as np
 import pytest
 from fake_runs import PROBES, SHAPES, all_noisy, dynamics_row, measured, noisy, record
@@ -17,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
-from rftkit import jigsaw, plots, runs, spectra
+from rftkit import jigsaw, plots, prefix_rft, runs, spectra
 from rftkit.config import UserError
 from rftkit.evals import Interval, t_interval
 
@@ -133,6 +134,59 @@ def weight_figures():
         "angles",
         plots.angle_profiles([("chance", np.linspace(0.4, 1.5, 9)), ("base to end", np.linspace(0, 0.1, 9))]),
     )
+    yield from sums_figures()
+
+
+def sums_figures():
+    low, high = np.array([prefix_rft.bounds(prefix_rft.PREFIX_RFT, s, 240) for s in range(241)]).T
+    yield "schedule", plots.prefix_schedule(low, high)
+    yield "schedule, of a run", plots.prefix_schedule(low, high, (low + high)[1:] / 2)
+    yield "schedule, fixed", plots.prefix_schedule([0.5] * 9, [0.5] * 9)
+    yield "tokens", plots.token_strip(STRIP)
+    yield "tokens, one row", plots.token_strip(STRIP[:1])
+    long = ["altogether", *TOKENS]
+    yield "tokens, long words", plots.token_strip([("a", long, np.ones(len(long)), ["own"] * len(long))])
+    mixtures = [fake_sums.run(m, seed, base=0) for m in plots.COMPANY[3] for seed in range(3)]
+    four = [
+        fake_sums.run(m, seed, base=0)
+        for m in ("sums_sft", "sums_rft", "sums_prefix", "sums_sft_rft")
+        for seed in range(3)
+    ]
+    yield "levels", plots.levels_over_updates(four)
+    yield "levels, every mixture", plots.levels_over_updates(mixtures)
+    yield "levels, one run", plots.levels_over_updates([fake_sums.run("sums_prefix", 0, "live", base=0)])
+    yield "trade-off", plots.trade_off(mixtures)
+    yield "trade-off, one run", plots.trade_off(four[:1])
+    yield "arms", plots.arm_ends(ARMS, [("RFT", 42.0, 86.0), ("Prefix-RFT", 70.0, 82.0)])
+    yield "arms, one", plots.arm_ends([("a rather long name of an arm, 0.001", [50.0], [90.0])])
+    prefixed = [[fake_sums.run(m, seed, base=0) for seed in range(3)] for m in ("sums_prefix", "sums_fixed")]
+    yield "gains", plots.prefix_gains([("Prefix-RFT", prefixed[0]), ("always half of it", prefixed[1])])
+    yield "gains, one run", plots.prefix_gains([("Prefix-RFT, live", prefixed[0][:1])], bins=4)
+    yield (
+        "pass",
+        plots.pass_at_k(
+            [(f"{level} terms", passes(("sums_practice", "sums_rft", "sums_prefix", "sums_sft"))) for level in "345"],
+            "seeds",
+        ),
+    )
+    yield "pass, one line", plots.pass_at_k([("all", passes(("sums_practice",)))], "problems")
+
+
+TOKENS = re.split(" ", "3 + 6 = 9 then 9 - 1 = 8 then 8 + 1 = 9 then 9 + 3 = 12")
+STRIP = [
+    (f"what is {k} + 6 - 1 + 1 + 3 ?", TOKENS, np.linspace(0.5, 0, 23) ** 2,
+     ["kept"] * 3 + ["clipped"] * 15 + ["own"] * 5)
+    for k in range(3)
+]  # fmt: skip
+ARMS = [(f"an arm, variant {k}", [40.0 + k, 44.0 + k, 43.0], [80.0, 82.0 - k, 84.0]) for k in range(14)]
+
+
+def passes(methods):
+    ks = (1, 2, 4, 8, 16)
+    return [
+        (m, ks, [Interval(0.1 * j + 0.05 * i, 0.1 * j, 0.1 * j + 0.1 * i) for i in range(1, 6)])
+        for j, m in enumerate(methods)
+    ]
 
 
 HEALED = [fake_points.rft(start, seed) for start in fake_points.STARTS for seed in range(3)]
@@ -649,6 +703,113 @@ def test_weights_that_cannot_be_drawn_are_user_errors(draw, reason):
         draw()
 
 
+# --- figures of demonstrations in a group
+
+
+def test_the_schedule_is_a_band_whose_mean_is_not_its_lower_bound():
+    fig = FIGURES["schedule, of a run"]
+    assert "mean 0.95 to 0.50, over all updates 0.725" in fig.alt and "lower bound 0.95 to 0.05" in fig.alt
+    low, high = np.array([prefix_rft.bounds(prefix_rft.PREFIX_RFT, s, 240) for s in range(241)]).T
+    lines = [line.get_ydata() for line in fig.axes[0].lines if len(line.get_xdata()) == 241]
+    for line, y in zip(lines, (high, (low + high) / 2, low), strict=True):
+        assert line == pytest.approx(y)
+    assert "lower bound 95% to 5%" in words(fig) and "mean of what is given 95% to 50%" in words(fig)
+    assert "Dots" in words(fig) and "Dots" not in words(FIGURES["schedule"])
+
+
+def test_tokens_are_told_apart_without_colour_and_stand_in_order():
+    fig = FIGURES["tokens"]
+    for axes, (title, tokens, entropies, kinds) in zip(fig.axes, STRIP, strict=True):
+        assert [t.get_text() for t in axes.get_xticklabels()] == list(tokens) and axes.get_title("left") == title
+        assert [bar.get_height() for bar in axes.patches] == pytest.approx(entropies)
+        looks = {
+            kind: (bar.get_fc()[3] > 0, bar.get_hatch() or "") for kind, bar in zip(kinds, axes.patches, strict=True)
+        }
+        assert looks == {"kept": (True, ""), "clipped": (False, ""), "own": (False, "////")}
+    assert "forced, in the loss: 3 + 6; forced, clipped away: = 9 then" in fig.alt
+
+
+def test_levels_have_a_panel_each_and_the_probes_one():
+    fig = FIGURES["levels"]
+    assert [axes.get_title("left")[:7] for axes in fig.axes] == ["3 terms", "4 terms", "5 terms", "Prior p"]
+    runs_ = [fake_sums.run("sums_rft", seed, base=0) for seed in range(3)]
+    for axes, level in zip(fig.axes, fake_sums.LEVELS, strict=False):
+        *thin, mean = by_color(axes, "sums_rft", len(fake_sums.STEPS))
+        shares = [[row["levels"][level]["correct"] / 100 for row in r.evals()] for r in runs_]
+        assert [line.get_ydata().tolist() for line in thin] == shares
+        assert mean.get_ydata() == pytest.approx(np.mean(shares, axis=0))
+    prior = np.mean([[row["prior_mean"] for row in r.evals()] for r in runs_], axis=0)
+    assert by_color(fig.axes[3], "sums_rft", len(fake_sums.STEPS))[-1].get_ydata() == pytest.approx(prior)
+    assert "interval" in words(fig) and "interval" not in words(FIGURES["levels, one run"])
+    assert words(FIGURES["levels, one run"]).count("seed 0 live") == 1
+
+
+def test_a_path_joins_accuracy_and_prior_of_the_same_evaluation():
+    run = fake_sums.run("sums_sft", 0, base=0)
+    path = by_color(FIGURES["trade-off, one run"].axes[0], "sums_sft", len(fake_sums.STEPS))[0]
+    assert path.get_xdata() == pytest.approx([row["new_exact"] for row in run.evals()])
+    assert path.get_ydata() == pytest.approx([row["prior_mean"] for row in run.evals()])
+
+
+def test_arms_show_every_seed_beside_the_marks():
+    fig = FIGURES["arms"]
+    for k, axes in enumerate(fig.axes, start=1):
+        seeds = [list(line.get_xdata()) for line in axes.lines if line.get_marker() == "o"]
+        assert seeds == [row[k] for row in ARMS]
+        means = [line.get_xdata()[0] for line in axes.lines if line.get_marker() == "D"]
+        assert means == pytest.approx([np.mean(row[k]) for row in ARMS])
+        spans = [
+            list(line.get_xdata()) for line in axes.lines if len(line.get_xdata()) == 2 and line.get_linestyle() == "-"
+        ]
+        assert spans[0] == pytest.approx([t_interval(ARMS[0][k]).lo, t_interval(ARMS[0][k]).hi])
+        upright = [
+            line.get_xdata()[0] for line in axes.lines if line.get_color() == plots.INK and len(line.get_xdata()) == 2
+        ]
+        assert upright == ([42.0, 70.0] if k == 1 else [86.0, 82.0])
+    assert "Dotted: RFT. Dashed: Prefix-RFT." in words(fig)
+
+
+def test_gains_are_means_over_stretches_of_updates():
+    fig = FIGURES["gains"]
+    rows = [
+        [row for row in fake_sums.run("sums_prefix", seed, base=0).metrics if row["kind"] == "train"]
+        for seed in range(3)
+    ]
+    first = np.mean([row["prefix_advantage_level_5"] for some in rows for row in some[:30]])
+    (line,) = [x for x in fig.axes[0].lines if x.get_color() == plots.LEVEL_LOOKS[2][0] and len(x.get_xdata()) == 8]
+    assert line.get_ydata()[0] == pytest.approx(first)
+    assert f"5 terms {first:+.2f} to" in fig.alt and "given 0.92 to 0.53" in fig.alt
+
+
+def test_pass_at_k_draws_every_interval_beside_its_mean():
+    axes = FIGURES["pass"].axes[0]
+    for method, ks, found in passes(("sums_practice", "sums_rft")):
+        (line,) = by_color(axes, method, len(ks))
+        assert line.get_ydata().tolist() == [i.mean for i in found]
+        spans = [list(x.get_ydata()) for x in by_color(axes, method) if len(x.get_xdata()) == 2]
+        assert spans == [[i.lo, i.hi] for i in found]
+    assert [t.get_text() for t in axes.get_xticklabels()] == ["1", "2", "4", "8", "16"]
+
+
+@pytest.mark.parametrize(
+    ("draw", "reason"),
+    [
+        (lambda: plots.prefix_schedule([0.9], [0.1]), "no schedule"),
+        (lambda: plots.token_strip([("a", ["b"], [0.1], ["forced"])]), "kept, clipped, own"),
+        (lambda: plots.token_strip([("a", ["b", "c"], [0.1], ["own"])]), "no rows"),
+        (lambda: plots.levels_over_updates([noisy("sft", 0)]), "without counts"),
+        (lambda: plots.arm_ends([]), "no arms"),
+        (lambda: plots.arm_ends([("a", [1.0], [])]), "no arms"),
+        (lambda: plots.prefix_gains([("RFT", [fake_sums.run("sums_rft")])]), "no gains"),
+        (lambda: plots.pass_at_k([("a", [])], "seeds"), "no pass@k"),
+        (lambda: plots.trade_off([]), "no runs"),
+    ],
+)
+def test_sums_that_cannot_be_drawn_are_user_errors(draw, reason):
+    with pytest.raises(UserError, match=reason):
+        draw()
+
+
 # --- showing
 
 
@@ -716,7 +877,11 @@ def lab(color, matrix):
 
 
 @pytest.mark.parametrize("kind", BLINDNESS)
-@pytest.mark.parametrize(("group", "least"), [*zip(plots.COMPANY, (20, 22, 25), strict=True)], ids=("02", "04", "05"))
+@pytest.mark.parametrize(
+    ("group", "least"),
+    [*zip(plots.COMPANY, (20, 22, 25, 22, 20), strict=True)],
+    ids=("02", "04", "05", "06", "06 styles"),
+)
 def test_methods_that_share_a_figure_differ_in_colour_to_every_eye(group, least, kind):
     for a, b in itertools.combinations([plots.METHOD_STYLE[method].color for method in group], 2):
         assert np.linalg.norm(lab(a, BLINDNESS[kind]) - lab(b, BLINDNESS[kind])) > least, (a, b)
@@ -724,7 +889,7 @@ def test_methods_that_share_a_figure_differ_in_colour_to_every_eye(group, least,
 
 def test_every_method_is_in_company():
     assert {method for group in plots.COMPANY for method in group} == set(plots.METHOD_STYLE)
-    assert set(SHAPES) == set(plots.METHOD_STYLE) - set(plots.COMPANY[2])
+    assert set(SHAPES) == set(plots.METHOD_STYLE) - {method for group in plots.COMPANY[2:] for method in group}
 
 
 def test_methods_differ_without_colour():
