@@ -11,15 +11,15 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rftkit import chains, evals, hub, recording, runs
+from rftkit import chains, evals, hub, math_data, recording, runs
 from rftkit import prefix_rft as p
 from rftkit.config import BUNDLED, CARDS, Preset, UserError
 from rftkit.policy import Policy, generate
 from rftkit.prefix_rft import Blend, Oracle, train_prefix_rft
 from rftkit.rft import Practice
-from rftkit.rollouts import sample_seed
+from rftkit.rollouts import in_other_words, reworded, sample_seed
 from rftkit.sft import Data, Lazy, train_sft
-from rftkit.tasks import Row
+from rftkit.tasks import Row, Task
 
 DRAWS = 16  # samples a sum, for pass@k
 
@@ -43,6 +43,14 @@ class Plan:
     max_completion: int = 40
     asked: int = 300
     probed: int = 50
+    first: tuple[int, ...] = (
+        4,
+        8,
+        12,
+        16,
+        20,
+        30,
+    )  # more evaluations of SFT, which learns most before the others' first
     sampled: int = 60  # sums that are asked DRAWS times at temperature 1 in each evaluation, for pass@k
 
     @property
@@ -148,8 +156,8 @@ def imitate(
     rows = Lazy(preset.train_n, lambda i: replace(row := task.row(seed, i, "train"), answer=oracle.says(row)))
     data = Data(f"sums {plan.game}, {oracle.name}", lambda policy, folder: rows)
     return train_sft(
-        own_preset(preset, plan), seed, name=name, data=data, lr=plan.lr, steps=plan.steps, eval_steps=plan.eval_steps,
-        save_at=plan.eval_steps, after=practised_base(preset, plan, home), evaluate=evaluation(plan), home=home,
+        own_preset(preset, plan), seed, name=name, data=data, lr=plan.lr, steps=plan.steps,
+        eval_steps=plan.eval_steps | {step for step in plan.first if step < plan.steps}, save_at=plan.eval_steps, after=practised_base(preset, plan, home), evaluate=evaluation(plan), home=home,
     )  # fmt: skip
 
 
@@ -203,6 +211,8 @@ BLENDS: dict[str, tuple[Blend, Oracle]] = {
     "sums_constant_01": (p.constant(0.01), ORACLE),
     "sums_constant_1": (p.constant(0.1), ORACLE),
     "sums_all_tokens": (p.ALL_TOKENS, ORACLE),
+    "sums_top_50": (Blend(keep=0.5), ORACLE),
+    "sums_top_80": (Blend(keep=0.8), ORACLE),
     "sums_random": (p.RANDOM, ORACLE),
     "sums_lowest": (p.LOWEST, ORACLE),
     "sums_clip_free": (p.CLIP_FREE, ORACLE),
@@ -219,6 +229,102 @@ BLENDS: dict[str, tuple[Blend, Oracle]] = {
     "sums_wordy": (p.PREFIX_RFT, WORDY),
     "sums_foreign": (p.PREFIX_RFT, FOREIGN),
 }
+
+
+# --- on the jigsaw ---------------------------------------------------------------------------------------------------------------
+
+
+def jigsaw_arm(name: str, preset: Preset, seed: int, home: Path | None = None) -> tuple[runs.RunRecord, Policy]:
+    """The jigsaw with demonstrations that reason rightly in words the base never says ("top left"; `rollouts.in_other_words`):
+    "jigsaw_prefix", "jigsaw_rft" (the same trainer without them) and "jigsaw_sft" (SFT on them), all at RFT's rate."""
+    oracle = Oracle("far words", lambda row: in_other_words(row, preset.prompt_style, far=True))
+    steps = preset.rft_steps
+    if name == "jigsaw_sft":
+        return train_sft(
+            preset, seed, name=name, data=reworded(preset, hub.new_task(preset), seed, far=True), lr=preset.rft_lr, steps=steps,
+            eval_steps={*range(20, steps, 20), steps}, home=home,
+        )  # fmt: skip
+    if name not in JIGSAW:
+        raise UserError(f"There is no arm {name!r}: choose jigsaw_sft, {', '.join(JIGSAW)}.")
+    return train_prefix_rft(
+        preset,
+        seed,
+        JIGSAW[name],
+        name=name,
+        demonstrations=oracle,
+        eval_steps={*range(20, steps, 20), steps},
+        home=home,
+    )
+
+
+JIGSAW: dict[str, Blend] = {"jigsaw_rft": p.PLAIN, "jigsaw_prefix": p.PREFIX_RFT}
+
+
+# --- on competition mathematics, for the GPU tiers ------------------------------------------------------------------------------
+
+
+def math_arm(
+    name: str, preset: Preset, seed: int, *, steps: int = 500, asked: int = 300, source: hub.Source = math_data.SOURCE,
+    home: Path | None = None,
+) -> tuple[runs.RunRecord, Policy]:  # fmt: skip
+    """The paper's own data: OpenR1-Math-46k with DeepSeek-R1's solutions as demonstrations, answers compared by Math-Verify.
+
+    `name` is "math_" and how they are blended in, as in "math_prefix" or "math_rft", or "math_sft". 500 updates as in the paper;
+    rates, groups and tokens are the preset's. Evaluated are `asked` held-out questions of the set, not the paper's benchmarks.
+    """
+    how = BLENDS.get(name.replace("math_", "sums_", 1))
+    if name != "math_sft" and how is None:
+        raise UserError(
+            f"There is no arm {name!r}: choose math_sft, {', '.join(n.replace('sums', 'math') for n in BLENDS)}."
+        )
+    task = math_data.openr1(source)
+    evaluate = _math_evaluation(task, asked)
+    evals_at = {max(1, steps * i // 5) for i in range(1, 6)}
+    if how is None:
+        data = Data(
+            f"openr1 {math_data.revision()}",
+            lambda policy, folder: Lazy(preset.train_n, lambda i: task.row(seed, i, "train")),
+        )
+        return train_sft(
+            preset, seed, name=name, data=data, steps=steps, eval_steps=evals_at, evaluate=evaluate, home=home
+        )
+    practice = Practice(f"openr1 {math_data.revision()}", task, (math_data.right,))
+    return train_prefix_rft(
+        preset,
+        seed,
+        how[0],
+        name=name,
+        steps=steps,
+        practice=practice,
+        eval_steps=evals_at,
+        evaluate=evaluate,
+        home=home,
+    )
+
+
+def _math_evaluation(task: Task, asked: int) -> recording.Evaluate:
+    def evaluate(policy: Policy) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        rows = task.rows(recording.EVAL_SEED, asked)
+        texts = generate(policy, rows)
+        verdicts = [task.score(text, row) for text, row in zip(texts, rows, strict=True)]
+        prior = {
+            probe: evals.evaluate(
+                lambda some: generate(policy, some), one, one.rows(recording.EVAL_SEED, policy.preset.eval_n)
+            )
+            for probe, one in hub.probes(policy.preset).items()
+        }
+        row = {
+            "kind": "eval", "new_exact": verdicts.count("correct") / len(rows), "new_hit": 1 - verdicts.count("unparseable") / len(rows),
+            "new_n": len(rows), "words": sum(len(text.split()) for text in texts) / len(texts),
+            "prior": {name: asdict(count) for name, count in prior.items()}, "prior_mean": evals.prior_mean(prior),
+        }  # fmt: skip
+        samples = [
+            {"prompt": r.prompt, "completion": t, "reward": float(v == "correct")}
+            for r, t, v in zip(rows[:3], texts, verdicts, strict=False)
+        ]
+        return row, samples
+
+    return evaluate
 
 
 def arm(name: str, preset: Preset, seed: int, home: Path | None = None) -> tuple[runs.RunRecord, Policy]:

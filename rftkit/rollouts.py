@@ -242,11 +242,16 @@ def reworded(preset: Preset, task: Task, seed: int, far: bool = False) -> Data:
 
     def row(i: int) -> Row:
         plain = task.row(seed, i, "train")
-        places = [index - 1 for index in plain.data["answer"]]
-        said = _short(places, far) if preset.prompt_style == "short" else _long(places, plain.data["cols"], far)
-        return dataclasses.replace(plain, answer=jigsaw.answer_text(plain.data["answer"], said))
+        return dataclasses.replace(plain, answer=in_other_words(plain, preset.prompt_style, far))
 
     return Data(f"reworded-{'far' if far else 'near'}", lambda model, folder: Lazy(preset.train_n, row))
+
+
+def in_other_words(row: Row, prompt_style: str, far: bool) -> str:
+    """The reply to one puzzle that `reworded` shows. Raises UserError for the short wording of a grid that is not 3x3."""
+    places = [index - 1 for index in row.data["answer"]]
+    said = _short(places, far) if prompt_style == "short" else _long(places, row.data["cols"], far)
+    return jigsaw.answer_text(row.data["answer"], said)
 
 
 def _short(places: list[int], far: bool) -> str:

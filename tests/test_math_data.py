@@ -6,7 +6,7 @@ import importlib.util
 import pytest
 from datasets import Dataset, Features, Value
 
-from rftkit import hub, math_data
+from rftkit import blends, hub, math_data
 from rftkit.config import UserError
 from rftkit.recording import lazy_dataset
 from rftkit.rft import rft_row
@@ -39,13 +39,6 @@ def copy_of(folder, records, features=FEATURES):
     return dataclasses.replace(math_data.SOURCE, repo=str(folder))
 
 
-def verifier(completions, solution, log_extra):
-    """A stand-in for TRL's reward with its interface: the boxed text must be the right one."""
-    said = [c[0]["content"].rpartition("\\boxed{")[2].rpartition("}")[0] for c in completions]
-    log_extra("answer_parsed", [s or "[unparseable]" for s in said])
-    return [None if s == "\\boxed{?}" else float(s == f"\\boxed{{{t}}}") for s, t in zip(solution, said, strict=True)]
-
-
 @pytest.fixture(scope="module")
 def copied(tmp_path_factory):
     return copy_of(tmp_path_factory.mktemp("hub") / "openr1", [record(i) for i in range(N)])
@@ -54,8 +47,6 @@ def copied(tmp_path_factory):
 @pytest.fixture
 def source(copied, monkeypatch, tmp_path_factory):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path_factory.getbasetemp() / "datasets")
-    monkeypatch.setattr(math_data, "_need_math_verify", lambda: None)
-    monkeypatch.setattr(math_data, "accuracy_reward", verifier)
     return copied
 
 
@@ -108,7 +99,26 @@ def test_verdicts(source):
     assert task.score(f"so \\boxed{{{row.data['value']}}}", row) == "correct"
     assert task.score("so \\boxed{-1}", row) == "wrong"
     assert task.score("no idea", row) == "unparseable"
-    assert math_data.score("\\boxed{1}", "?") == "unparseable"  # the right answer cannot be read
+
+
+def test_arms_train_on_it(source, small_preset, tmp_path):
+    preset = dataclasses.replace(small_preset, eval_n=2)
+    words = [  # that the small tokenizer knows
+        record(i) | {
+            "prompt": [{"role": "user", "content": f"what is {i % 9} + {i // 9} ?"}],
+            "target": [{"role": "assistant", "content": f"<think> {i % 9} + {i // 9} = {i % 9 + i // 9} </think> so {i % 9 + i // 9} ."}],
+        }
+        for i in range(81)
+    ]  # fmt: skip
+    source = copy_of(tmp_path / "words", words)
+    for name in ("math_sft", "math_prefix", "math_rft"):
+        run, _ = blends.math_arm(name, preset, 0, steps=2, asked=3, source=source, home=tmp_path)
+        assert (
+            [row["step"] for row in run.evals()] == [0, 1, 2] and run.status == "done" and run.method == name
+        )
+        assert run.evals()[-1]["new_n"] == 3 and run.samples
+    with pytest.raises(UserError, match="no arm 'math_else': choose math_sft, math_rft"):
+        blends.math_arm("math_else", preset, 0, source=source)
 
 
 def test_another_form_is_told(source, tmp_path):
@@ -124,8 +134,8 @@ def test_another_form_is_told(source, tmp_path):
         math_data._pool(copy_of(tmp_path / "one", [record(3)]), "test")
 
 
-@pytest.mark.skipif(importlib.util.find_spec("math_verify") is not None, reason="Math-Verify is installed")
-def test_without_math_verify_one_sentence_says_so():
+def test_without_math_verify_one_sentence_says_so(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     for use in (math_data.openr1, lambda: math_data.right([[{"content": "\\boxed{1}"}]], ["1"])):
         with pytest.raises(UserError, match=r"not installed: `pip install math-verify==0\.9\.0`\.$"):
             use()
@@ -144,13 +154,11 @@ def test_without_math_verify_one_sentence_says_so():
     ],
 )
 def test_math_verify_itself(value, text, verdict):
-    pytest.importorskip("math_verify")
     assert math_data.score(text, value) == verdict
 
 
 @pytest.mark.skipif("__import__('os').environ.get('RFTKIT_HUB') == '1'", reason="the network is on")
 def test_without_network_the_user_is_told_what_to_do(monkeypatch):
-    monkeypatch.setattr(math_data, "_need_math_verify", lambda: None)
     missing = dataclasses.replace(math_data.SOURCE, repo="nobody/openr1-of-no-one")
     with pytest.raises(UserError, match=r"nobody/.* cannot be loaded .*: check the network"):
         math_data.openr1(missing).row(0, 0, "train")
@@ -159,7 +167,6 @@ def test_without_network_the_user_is_told_what_to_do(monkeypatch):
 
 
 @pytest.mark.hub
-def test_the_hub_has_what_we_expect(monkeypatch):
-    monkeypatch.setattr(math_data, "_need_math_verify", lambda: None)
+def test_the_hub_has_what_we_expect():
     row = math_data.openr1().row(0, 0, "train")
     assert row.prompt and row.answer and row.data["value"] and len(hub.load(math_data.SOURCE)) == 45_714
