@@ -97,6 +97,9 @@ METHOD_STYLE = {
     "sums_practised": Style("Prefix-RFT, practised style", "#9e7cff", (0, (9, 2)), FLAG),
     "sums_wordy": Style("Prefix-RFT, wordy style", "#bc8700", (0, (5, 1.5)), SAIL),
     "sums_foreign": Style("Prefix-RFT, foreign style", "#9a2ab4", (0, (2.5, 1.2)), "8"),
+    "jigsaw_sft": Style("SFT, foreign words", "#a84537", "-", (3, 1, 0)),
+    "jigsaw_rft": Style("RFT (Dr. GRPO)", "#4649fb", "-", (4, 1, 45)),
+    "jigsaw_prefix": Style("Prefix-RFT, foreign words", "#05a2c2", (0, (5, 1.2, 1, 1.2)), (6, 1, 0)),
 }
 # The methods that share a figure, in notebooks 02, 04, 05 and (mixtures, styles) 06: within a group colours differ to every eye.
 COMPANY = (
@@ -115,6 +118,7 @@ COMPANY = (
         "sums_rl_more_sft",
     ),
     ("sums_practice", "sums_sft", "sums_rft", "sums_prefix", "sums_practised", "sums_wordy", "sums_foreign"),
+    ("jigsaw_sft", "jigsaw_rft", "jigsaw_prefix"),
 )
 VERDICT_STYLE = {"correct": ("#459f9d", ""), "wrong": ("#c2523f", "////"), "unparseable": (INK, "...")}  # colour, hatch
 POINT = "#4649fb"  # of scatters of no method
@@ -1055,13 +1059,13 @@ def pass_at_k(panels: Sequence[tuple[str, Sequence[PassLine]]], over: str) -> Fi
 
 
 @rc_context(_RC)
-def trade_off(records: Sequence[RunRecord]) -> Figure:
-    """Accuracy of the probes against new-task accuracy, along training: how much is forgotten for how much is learnt.
+def trade_off(records: Sequence[RunRecord], asked: str = "sums right, greedy") -> Figure:
+    """Accuracy of the probes against new-task accuracy (`asked`), along training: how much is forgotten for how much is learnt.
 
     Thin: one seed. Thick: mean over seeds, a mark an evaluation, the last one large.
     """
     groups = _by_method(records)
-    caption = f"Each path begins at the practised base and ends at the large mark. Thick: mean over seeds, evaluation by evaluation. Thin: one seed. {_all_seeds(groups)}"
+    caption = f"Each path begins at the base and ends at the large mark. Thick: mean over seeds, evaluation by evaluation. Thin: one seed. {_all_seeds(groups)}"
     fig, ((axes,),) = _canvas(8.5, max(3.6, 0.36 * len(groups)), caption, left=0.75, right=2.3, top=0.15)
     ends, text = [], "Paths of prior accuracy against new-task accuracy, mean over seeds. "
     for method, some in groups.items():
@@ -1079,7 +1083,7 @@ def trade_off(records: Sequence[RunRecord]) -> Figure:
     axes.set_ylim(-0.03, 1.03)
     _percent(axes, "x")
     _percent(axes, "y")
-    axes.set_xlabel("sums right, greedy")
+    axes.set_xlabel(asked)
     axes.set_ylabel("prior probes right, mean")
     _side_labels(axes, ends, [textwrap.fill(style_of(m).label, 26) for m in groups], [style_of(m) for m in groups])
     return _describe(fig, text + _all_seeds(groups))

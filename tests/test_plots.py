@@ -879,8 +879,8 @@ def lab(color, matrix):
 @pytest.mark.parametrize("kind", BLINDNESS)
 @pytest.mark.parametrize(
     ("group", "least"),
-    [*zip(plots.COMPANY, (20, 22, 25, 22, 20), strict=True)],
-    ids=("02", "04", "05", "06", "06 styles"),
+    [*zip(plots.COMPANY, (20, 22, 25, 22, 20, 25), strict=True)],
+    ids=("02", "04", "05", "06", "06 styles", "jigsaw"),
 )
 def test_methods_that_share_a_figure_differ_in_colour_to_every_eye(group, least, kind):
     for a, b in itertools.combinations([plots.METHOD_STYLE[method].color for method in group], 2):
