@@ -231,6 +231,19 @@ BLENDS: dict[str, tuple[Blend, Oracle]] = {
 }
 
 
+LABELS = {
+    "sums_sft": "SFT", "sums_sft_rft": "SFT, then RFT", "sums_rft": "RFT", "sums_prefix": "Prefix-RFT", "sums_rl_sft": "RFT + 0.01 SFT loss",
+    "sums_rl_more_sft": "RFT + 0.1 SFT loss", "sums_uft": "UFT-like", "sums_luffy": "LUFFY-like", "sums_srft": "SRFT-like",
+    "sums_frozen": "prefix not learnt from", "sums_constant_001": "constant weight 0.001", "sums_constant_01": "constant weight 0.01",
+    "sums_constant_1": "constant weight 0.1", "sums_all_tokens": "all prefix tokens", "sums_top_50": "top half by entropy",
+    "sums_top_80": "top 80 % by entropy", "sums_random": "a random fifth", "sums_lowest": "the lowest fifth",
+    "sums_clip_free": "RFT, a fifth of its own tokens", "sums_uniform": "uniform length", "sums_fixed": "always half",
+    "sums_code": "the code's estimator", "sums_code_v2": "the code's estimator, v2", "sums_demos_10": "10 % of demonstrations",
+    "sums_demos_1": "1 % of demonstrations", "sums_weak": "practised style, weak", "sums_wrong": "practised style, always wrong",
+    "sums_practised": "practised style, right", "sums_wordy": "wordy style", "sums_foreign": "foreign style",
+}  # fmt: skip
+
+
 # --- on the jigsaw ---------------------------------------------------------------------------------------------------------------
 
 

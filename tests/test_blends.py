@@ -52,5 +52,6 @@ def test_sft_then_rft_takes_as_many_updates_as_the_others(preset, tmp_path):
 
 def test_arms_differ_and_an_unknown_one_is_told():
     assert len({(how, oracle.name) for how, oracle in blends.BLENDS.values()}) == len(blends.BLENDS)
+    assert set(blends.LABELS) == {"sums_sft", "sums_sft_rft", *blends.BLENDS}
     with pytest.raises(UserError, match="no arm 'sums_else'"):
         blends.arm("sums_else", None, 0)
