@@ -14,8 +14,14 @@ from rftkit.config import PRESETS, UserError
 
 OWN_COMMANDS = {  # command: (module, what it does)
     "bench": ("bench", "time an RFT step beside plain TRL"),
+    "cost": ("cost", "predict memory, time and downloads of a notebook at a tier"),
+    "launch": ("launch", "train a notebook's arms on several GPUs: accelerate, vLLM, or an export to EasyR1 or verl"),
+    "exercises": ("exercises", "write a copy of a notebook's exercises, for learners or with the solutions"),
+    "grade": ("grade", "check the exercises in a learner's notebook (this runs its code)"),
     "pretrain": ("pretrain", "rebuild the bundled tiny base model"),
+    "questions": ("questions", "write a student's sheet of questions, with answers if asked"),
     "record": ("arms", "make the recorded runs again"),
+    "train": ("train", "train one arm by its name"),
     "spectra": ("spectra", "measure how fine-tuning changed each weight matrix, beside nulls"),
 }
 

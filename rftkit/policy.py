@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from accelerate import PartialState
 from huggingface_hub import snapshot_download
 from peft import PeftModel
 from safetensors import SafetensorError
@@ -24,6 +27,7 @@ from rftkit.tasks import Row, messages
 HASHES = "sha256.json"  # beside the weights: the digest of every file of the folder
 # the language model's projections and nothing of the vision tower, whose MLPs bear the same names
 LORA_TARGETS = r".*language_model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"
+T = TypeVar("T")
 
 
 class ImageTextProcessor(Qwen2_5_VLProcessor):
@@ -61,6 +65,7 @@ def load_policy(preset: Preset) -> Policy:
     folder = str(bundled or preset.model)
     kwargs: dict[str, Any] = {"revision": preset.revision} if preset.revision else {}
     dtype = compute_dtype(preset)  # says so if there is no GPU, before anything is downloaded
+    device = join(preset)
     processor = _read(ImageTextProcessor.from_pretrained, folder, **kwargs)
     processor.tokenizer.padding_side = "left"  # generation appends on the right
     processor.image_processor.size = {"shortest_edge": 56 * 56, "longest_edge": preset.max_pixels}
@@ -70,15 +75,16 @@ def load_policy(preset: Preset) -> Policy:
             # transformers 5 matches from the start of the module's name: "visual" alone would quantise the tower
             llm_int8_skip_modules=["model.visual", "lm_head"],
         )  # fmt: skip
-        kwargs["device_map"] = {"": preset.device}
+        kwargs["device_map"] = {"": device}
     model = _read(Qwen2_5_VLForConditionalGeneration.from_pretrained, folder, dtype=dtype, **kwargs)
     if preset.quantize == "none":
-        model.to(preset.device)
+        model.to(device)
     for module in model.modules():  # on some CPUs an evaluation repacks NF4 weights in a way that training cannot use
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     freeze_vision(model, preset.freeze_vision)
-    reuse_features(model)
+    if processes() == 1:  # of sharded weights, all processes must run the tower at the same time
+        reuse_features(model)
     return Policy(model, processor, preset)
 
 
@@ -124,6 +130,62 @@ def freeze_vision(model: Any, frozen: bool = True) -> None:
     for parameter in model.model.visual.parameters():
         if parameter.is_floating_point():
             parameter.requires_grad_(not frozen)
+
+
+# --- several processes, as `accelerate launch` starts them -----------------------------------------------------------------
+
+
+def processes() -> int:
+    """How many processes train together."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_main() -> bool:
+    """Whether this process is the one that writes."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def sharded() -> bool:
+    """Whether no process holds all weights: FSDP or DeepSpeed, as `accelerate launch` says in the environment."""
+    return any(os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true" for name in ("FSDP", "DEEPSPEED"))
+
+
+def companions() -> dict[str, str]:
+    """The number of processes for the run's record, where there are several: their sampled rollouts are others than one's."""
+    return {"processes": str(processes())} if processes() > 1 else {}
+
+
+def join(preset: Preset) -> str:
+    """Meet the other processes, if there are any (gloo on the CPU, NCCL on GPUs), and return the device of this one."""
+    if processes() == 1:
+        return preset.device
+    # hours, not NCCL's ten minutes: the others wait while the main process downloads, or writes a checkpoint
+    return str(PartialState(cpu=preset.device == "cpu", timeout=timedelta(hours=3)).device)
+
+
+def from_main(make: Callable[[], T]) -> T:
+    """What `make` returns in the main process, in all of them: they agree on what is on the disk, and nobody runs ahead."""
+    if processes() == 1:
+        return make()
+    box: list[Any] = [None]
+    if is_main():
+        try:
+            box = [make()]
+        except UserError as error:  # else the others would wait for ever
+            box = [error]
+    torch.distributed.broadcast_object_list(box)
+    if isinstance(box[0], UserError):
+        raise box[0]
+    return box[0]
+
+
+def _merge(answers: dict[int, str]) -> dict[int, str]:
+    """The answers of all processes together."""
+    if processes() == 1:
+        return answers
+    gathered: list[Any] = [None] * processes()
+    torch.distributed.all_gather_object(gathered, answers)
+    return {i: text for part in gathered for i, text in part.items()}
 
 
 # --- the bundled folder ---------------------------------------------------------------------------------------------------
@@ -239,30 +301,36 @@ def generate(
 ) -> list[str]:
     """The policy's answer to each row: greedy at temperature 0, else sampled, each row from a generator of its own.
 
-    `seed` is one number for all rows or one for each; a row's sample does not depend on the rows beside it. Rows with and without images are batched apart (transformers cannot mix them). Image tokens are never sampled: one in a
+    `seed` is one number for all rows or one for each; a row's sample does not depend on the rows beside it. Several processes, which
+    must all ask for the same rows, share the work. Rows with and without images are batched apart (transformers cannot mix them). Image tokens are never sampled: one in a
     completion would break the next forward pass.
     """
     model, tokenizer = policy.model, policy.processor.tokenizer
     was_training = model.training
     model.eval()
-    answers: list[str] = [""] * len(rows)
+    answers: dict[int, str] = {}
+    rank, several = int(os.environ.get("RANK", "0")), processes()
+    # none may stop while another still needs its share of the weights
+    together = {"synced_gpus": True} if sharded() else {}
+    width = several * (batch_size or policy.preset.eval_batch)
     never = tokenizer.convert_tokens_to_ids(["<|image_pad|>", "<|video_pad|>"])
     seeds = [seed * 1_000_003 + i for i in range(len(rows))] if isinstance(seed, int) else seed
     for with_image in (True, False):
         index = [i for i, row in enumerate(rows) if (row.image is not None) == with_image]
-        for start in range(0, len(index), batch_size or policy.preset.eval_batch):
-            part = index[start : start + (batch_size or policy.preset.eval_batch)]
+        for start in range(0, len(index), width):
+            part = index[start : start + width]
+            part = part[rank::several] or part[:1]
             inputs = encode(policy, [rows[i] for i in part])
             noise = LogitsProcessorList([GumbelNoise([seeds[i] for i in part], temperature)] if temperature > 0 else [])
             out = model.generate(
                 **inputs, max_new_tokens=max_new_tokens or policy.preset.max_completion, suppress_tokens=never,
-                repetition_penalty=1.0, do_sample=False, temperature=None, top_p=None, top_k=None, logits_processor=noise,
+                repetition_penalty=1.0, do_sample=False, temperature=None, top_p=None, top_k=None, logits_processor=noise, **together,
             )  # fmt: skip
             texts = tokenizer.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-            for i, text in zip(part, texts, strict=True):
-                answers[i] = text
+            answers |= dict(zip(part, texts, strict=True))
     model.train(was_training)
-    return answers
+    answers = _merge(answers)
+    return [answers[i] for i in range(len(rows))]
 
 
 class GumbelNoise(LogitsProcessor):

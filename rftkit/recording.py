@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -96,6 +95,7 @@ class Recorder(TrainerCallback):
     ):
         self.record, self.folder, self.model, self.eval_steps = record, folder, model, eval_steps
         self.measure, self.save_at = measure, save_at or set()
+        self.save_weights: Callable[[Path], Any] = lambda path: model.model.save_pretrained(path)
         last = before.evals()[-1] if before else {"step": 0, "examples": 0}  # of the run that this one goes on from
         self.offset, self.examples_before = last["step"], last["examples"]
         self.until: float | None = None  # stop at the first evaluation with this exact accuracy
@@ -139,13 +139,17 @@ class Recorder(TrainerCallback):
             if self.until is not None and self.record.evals()[-1]["new_exact"] >= self.until:
                 control.should_training_stop = True
         elif control.should_save:  # before the checkpoint is written: a resumed run finds every update up to it
+            self._save()
+
+    def _save(self) -> None:
+        if policy.is_main():
             runs.save_record(self.record, self.folder / "record.json")
 
     def _evaluate(self, step: int) -> None:
         paused = time.monotonic()
         row, samples = self.evaluate(self.model)
         if step - self.offset in self.save_at:
-            self.model.model.save_pretrained(weights_at(self.folder, step - self.offset))
+            self.save_weights(weights_at(self.folder, step - self.offset))
         if self.measure:
             self.record.metrics.append({"step": step, **self.measure(self.model)})
         seconds = paused - self.started
@@ -158,12 +162,13 @@ class Recorder(TrainerCallback):
         }
         self.record.metrics.append(row)
         self.record.samples += [{"step": step, **sample} for sample in samples]
-        runs.save_record(self.record, self.folder / "record.json")
-        print(
-            f"{self.record.name}: update {step}, exact {row['new_exact']:.2f}, in part {row['new_hit']:.2f}, "
-            f"prior {row['prior_mean']:.3f}, {seconds:.0f} s",
-            flush=True,
-        )
+        self._save()
+        if policy.is_main():
+            print(
+                f"{self.record.name}: update {step}, exact {row['new_exact']:.2f}, in part {row['new_hit']:.2f}, "
+                f"prior {row['prior_mean']:.3f}, {seconds:.0f} s",
+                flush=True,
+            )
 
 
 def weights_at(folder: Path, step: int) -> Path:
@@ -213,6 +218,15 @@ def check_run(lr: float, steps: int, eval_steps: set[int] | None) -> None:
         raise UserError(f"steps = {steps} trains nothing: give at least 1.")
     if late := [s for s in eval_steps or () if not 1 <= s <= steps]:
         raise UserError(f"An evaluation at update {late[0]} lies outside the run of {steps} updates: leave it out.")
+
+
+def share(total: int, what: str) -> int:
+    """The part of an update's `total` that falls to each process. Raises UserError where they do not divide it."""
+    if total % policy.processes():
+        raise UserError(
+            f"{policy.processes()} processes cannot share {what} = {total} evenly: start a number of them that divides it."
+        )
+    return total // policy.processes()
 
 
 def trainer_arguments(preset: Preset, lr: float, steps: int, seed: int, save_every: int) -> dict[str, Any]:
@@ -289,8 +303,8 @@ def run(
     save_at: set[int] | None = None,
 ) -> runs.RunRecord:
     """Read the finished run, or resume or start it. The settings are part of the folder's name: a changed setting is another run."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError("Training on several processes is not built yet: start one process on one GPU.")
+    if policy.sharded():
+        measure = None  # gradients of single examples want whole weights
     settings = {
         **config,
         "base": weights_id(model.preset, model.model),
@@ -300,7 +314,7 @@ def run(
     }
     folder = _folder(name, seed, settings, home)
     path = folder / "record.json"
-    record = runs.load_record(path) if path.exists() else None
+    record = policy.from_main(lambda: runs.load_record(path) if path.exists() else None)
     if record is None:
         record = runs.RunRecord(
             name=f"{name}-s{seed}",
@@ -308,7 +322,7 @@ def run(
             preset=model.preset.name,
             seed=seed,
             config=settings,
-            versions=runs.versions() | hub.revisions(model.preset),
+            versions=runs.versions() | hub.revisions(model.preset) | policy.companions(),
             metrics=list(after.record.metrics) if after else [],
             samples=list(after.record.samples) if after else [],
         )
@@ -327,7 +341,9 @@ def run(
             parameter.data = adapter.get(key, parameter.data).float()
     model.model = trainer.model  # with peft's wrapper, if the arm has one
     trainer.pop_callback(PrinterCallback)
-    checkpoint = last_checkpoint(folder)
+    if policy.processes() > 1:
+        recorder.save_weights = lambda path: trainer.save_model(str(path))  # gathers what is sharded
+    checkpoint = policy.from_main(lambda: last_checkpoint(folder))
     if checkpoint and (Path(checkpoint) / "config.json").exists():
         # transformers' own resume matches no name of a Qwen2.5-VL file (they are the Hub's) and says nothing: it would
         # go on from the base. An adapter's names do match.
@@ -336,7 +352,11 @@ def run(
         trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model(str(folder / "final"))
     record.status = "done"
-    runs.save_record(record, path)
+    policy.from_main(lambda: _finish(record, folder))
+    return record
+
+
+def _finish(record: runs.RunRecord, folder: Path) -> None:
+    runs.save_record(record, folder / "record.json")
     for old in folder.glob("checkpoint-*"):  # only an unfinished run needs them
         shutil.rmtree(old)
-    return record

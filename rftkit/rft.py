@@ -8,8 +8,10 @@ approximated; `tests/test_rft.py` holds losses and gradients against plain TRL's
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from trl import GRPOConfig, GRPOTrainer
 from trl.models.utils import unwrap_model_for_generation
 
 from rftkit import hub, jigsaw, recording, runs
-from rftkit.config import Preset
+from rftkit.config import Preset, UserError
 from rftkit.policy import Policy, load_policy
 from rftkit.sft import lora_config
 from rftkit.tasks import Row, Task
@@ -270,6 +272,7 @@ def train_rft(
     steps = preset.rft_steps if steps is None else steps
     recording.check_run(lr, steps, eval_steps)
     beta = preset.rft_beta if beta is None else beta
+    usual = {**grpo_arguments(preset), **sampler_arguments(preset)}
     # rollouts are not saved, so checkpoints lie between two batches of them
     save_every = -(-save_every // preset.rft_reuse) * preset.rft_reuse
     batch = preset.rft_prompts * preset.rft_group
@@ -284,7 +287,7 @@ def train_rft(
 
     def build(folder: Path, recorder: recording.Recorder) -> RFTTrainer:
         args = GRPOConfig(
-            output_dir=str(folder), beta=beta, use_vllm=preset.vllm, **{**grpo_arguments(preset), **variant.arguments},
+            output_dir=str(folder), beta=beta, **{**usual, **variant.arguments},
             **recording.trainer_arguments(preset, lr, steps, seed, save_every),
         )  # fmt: skip
         recorder.examples_per_step, recorder.until = batch, until
@@ -302,11 +305,11 @@ def train_rft(
 
 def grpo_arguments(preset: Preset) -> dict[str, Any]:
     """GRPO as 2506.23508 writes it: group-standardised advantages, per-sequence mean, clipped ratio, no bias-corrected KL."""
-    batch = preset.rft_prompts * preset.rft_group
-    micro = batch if preset.device == "cpu" else preset.rft_group
+    share = recording.share(preset.rft_prompts, "rft_prompts") * preset.rft_group  # rollouts on this process
+    micro = share if preset.device == "cpu" else preset.rft_group
     return {
         "per_device_train_batch_size": micro,
-        "gradient_accumulation_steps": batch // micro,
+        "gradient_accumulation_steps": share // micro,
         "num_generations": preset.rft_group,
         "num_iterations": preset.rft_reuse,
         "max_completion_length": preset.max_completion,
@@ -315,3 +318,28 @@ def grpo_arguments(preset: Preset) -> dict[str, Any]:
         "temperature": 1.0,
         "use_bias_correction_kl": False,
     }
+
+
+VLLM_SERVER = "RFTKIT_VLLM_SERVER"  # environment variable: address of a `vllm serve` that samples in place of the training processes
+
+
+def rollout_tokens(preset: Preset) -> int:
+    """Most tokens of a prompt and its rollout: the image at 28 x 28 pixels a token, 1024 for the text, and the completion."""
+    return preset.max_pixels // 28**2 + 1024 + preset.max_completion
+
+
+def sampler_arguments(preset: Preset) -> dict[str, Any]:
+    """Who samples, as arguments of GRPOConfig: model.generate, vLLM beside the training on each GPU, or vLLM's server.
+
+    Raises UserError for what is not installed or does not work.
+    """
+    if not preset.vllm:
+        return {}
+    if preset.quantize != "none":
+        raise UserError("vLLM cannot be handed 4-bit weights (a bug, trl#4973): set vllm=False or quantize='none'.")
+    if find_spec("vllm") is None:
+        raise UserError("vLLM is not installed: pip install -r course/locks/vllm.txt, or set vllm=False.")
+    arguments = {"use_vllm": True, "vllm_max_model_length": rollout_tokens(preset)}
+    if address := os.environ.get(VLLM_SERVER):
+        return {**arguments, "vllm_mode": "server", "vllm_server_base_url": address, "vllm_server_timeout": 1800.0}
+    return {**arguments, "vllm_mode": "colocate"}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,8 +12,8 @@ from peft import LoraConfig, PeftModel
 from trl import SFTConfig, SFTTrainer
 
 from rftkit import hub, recording, runs
-from rftkit.config import Preset
-from rftkit.policy import LORA_TARGETS, Policy, load_policy
+from rftkit.config import Preset, UserError
+from rftkit.policy import LORA_TARGETS, Policy, load_policy, processes
 from rftkit.tasks import Row
 
 
@@ -79,6 +80,8 @@ def train_sft(
     lora_rank: int | None = None,
     eval_steps: set[int] | None = None,
     save_every: int = 100,
+    trainer: Callable[..., SFTTrainer] = SFTTrainer,
+    settings: Mapping[str, Any] | None = None,
     home: Path | None = None,
 ) -> tuple[runs.RunRecord, Policy]:
     """Train SFT on the jigsaw, on `data` (default: the answers alone). Returns the run's record and the trained policy.
@@ -86,17 +89,23 @@ def train_sft(
     `lr` is AdamW's rate (constant after a short warm-up), `steps` the number of updates of `preset.sft_batch` examples,
     `loss_type` TRL's "nll" or "dft" (2508.05629), `eval_steps` the updates to evaluate at; `after` is a finished run to go on
     from, `measure` adds a row to the record at each evaluation, `evaluate` takes the place of the jigsaw's, `save_at` names
-    evaluations whose weights are kept (`recording.weights_at`). A finished run with the same settings is
+    evaluations whose weights are kept (`recording.weights_at`), `trainer` makes another loss and `settings` tells the run apart by it. A finished run with the same settings is
     read instead of repeated; an interrupted one resumes from its last checkpoint.
     """
     rank = preset.lora_rank if lora_rank is None else lora_rank
     lr = (preset.lora_lr if rank else preset.sft_lr) if lr is None else lr
     steps = preset.sft_steps if steps is None else steps
     recording.check_run(lr, steps, eval_steps)
-    micro = preset.micro_batch or preset.sft_batch
+    share = recording.share(preset.sft_batch, "sft_batch")
+    micro = preset.micro_batch or share
+    if share < preset.sft_batch:
+        micro = math.gcd(micro, share)  # an update is of exactly as many examples as on one process
     data = data or answers_only(preset, seed)
+    if data.ordered and processes() > 1:
+        raise UserError(f"The rows {data.name!r} are sampled while training, by one process: start one, not {processes()}.")
     config = {
         "lr": lr, "steps": steps, "batch": preset.sft_batch, "lora_rank": rank, "data": data.name, "loss_type": loss_type,
+        **(settings or {}),
     }  # fmt: skip
     policy = load_policy(preset)
 
@@ -104,20 +113,20 @@ def train_sft(
         rows = data.rows(policy, folder)
         args = SFTConfig(
             output_dir=str(folder), per_device_train_batch_size=micro,
-            gradient_accumulation_steps=-(-preset.sft_batch // micro), max_length=None, completion_only_loss=True, loss_type=loss_type,
+            gradient_accumulation_steps=-(-share // micro), max_length=None, completion_only_loss=True, loss_type=loss_type,
             train_sampling_strategy="sequential" if data.ordered else "random",
             **recording.trainer_arguments(preset, lr, steps, seed, save_every),
         )  # fmt: skip
         recorder.examples_per_step = preset.sft_batch
         adapter = lora_config(rank) if rank and not isinstance(policy.model, PeftModel) else None  # `after` brings its own
-        trainer = SFTTrainer(
+        made = trainer(
             policy.model, args=args, train_dataset=recording.lazy_dataset(lambda i: sft_row(rows[i]), len(rows)),
             processing_class=policy.processor, peft_config=adapter, callbacks=[recorder],
         )  # fmt: skip
         # transformers counts no tokens for Qwen2.5-VL, whose own forward has no use for the count; TRL's loss has: without it
         # an accumulated update is the mean of its micro-batches' means (the mistake that 2604.23747 found in SFT baselines)
-        trainer.model_accepts_loss_kwargs = True
-        return trainer
+        made.model_accepts_loss_kwargs = True
+        return made
 
     record = recording.run(
         policy, name, seed, config, build, eval_steps or {steps}, home, after=after, measure=measure, evaluate=evaluate, save_at=save_at
