@@ -11,6 +11,7 @@ import ctypes
 import inspect
 import itertools
 import math
+import re
 import textwrap
 import threading
 import traceback
@@ -1743,3 +1744,526 @@ def top_share(fn: Function) -> Feedback:
     anything. In the trials the share is a whole number of tokens and no two entropies are equal. `prefix_rft.top_share`.
     """
     return _judge(fn, TOP_SHARE)
+
+
+# --- notebook 07: what is forgotten in a row of tasks -------------------------------------------------------------------------------------
+
+Peak = Callable[
+    [Tensor, int], Tensor
+]  # of P (T + 1, T) and a task j: the best accuracy, whatever that is taken to mean
+
+
+def _final(P: Tensor, j: int) -> Tensor:
+    return P[-1, j]
+
+
+def _best(P: Tensor, j: int) -> Tensor:
+    return P[1:, j].max()
+
+
+def _after_learning(P: Tensor, j: int) -> Tensor:
+    return P[j + 1 :, j].max()
+
+
+def _own(P: Tensor, j: int) -> Tensor:
+    return P[j + 1, j]
+
+
+def _drops(peak: Peak, P: Tensor) -> Tensor:
+    return torch.stack([P[-1, j] - peak(P, j) for j in range(P.shape[1])])
+
+
+def _over(P: Tensor, normaliser: str) -> int:
+    return P.shape[1] if normaliser == "T" else P.shape[1] - 1
+
+
+def _fm(peak: Peak = _best, over: Callable[[Tensor, str], float] = _over) -> Function:
+    return lambda P, normaliser: _drops(peak, P).sum() / over(P, normaliser)
+
+
+def _fm_of(change: Callable[[Tensor], Tensor]) -> Function:
+    """FM of a changed matrix."""
+    return lambda P, normaliser: _fm()(change(P), normaliser)
+
+
+_MATRIX = torch.tensor([
+    [0.20, 0.10, 0.30, 0.25],
+    [0.90, 0.15, 0.28, 0.20],
+    [0.80, 0.75, 0.31, 0.22],
+    [0.85, 0.40, 0.88, 0.30],
+    [0.55, 0.60, 0.70, 0.95],
+])  # fmt: skip
+_LATER = torch.tensor(
+    [[0.3, 0.2, 0.1], [0.6, 0.25, 0.05], [0.8, 0.7, 0.2], [0.7, 0.85, 0.9]]
+)  # tasks that go on rising
+
+FM_METRIC = Exercise(
+    right=_fm(),
+    cases=[(_MATRIX, "T"), (_MATRIX, "T-1"), (_LATER, "T-1"), (_LATER, "T")],
+    read=_number,
+    asked="one number",
+    praise="It is 0 at best, and the last task, which nothing came after, cannot lower it: that is why some divide by T - 1. Say which you print.",
+    mistakes={
+        "sign_flipped": Mistake(
+            "The sign is flipped: FM is the final accuracy minus the peak, so it is negative where something was forgotten, and closer to 0 is better.",
+            _negated([_fm()]),
+        ),
+        "always_T": Mistake(
+            'You divide by T whatever is asked. With "T-1" the sum is divided by T - 1: |FM| is then larger by T / (T - 1).',
+            [_fm(over=lambda P, normaliser: P.shape[1])],
+        ),
+        "always_T_minus_1": Mistake(
+            'You divide by T - 1 whatever is asked. With "T" the last task counts too, with a term of 0.',
+            [_fm(over=lambda P, normaliser: P.shape[1] - 1)],
+        ),
+        "normalisers_swapped": Mistake(
+            "You divide by T where T - 1 is asked for, and the other way round. P has T + 1 rows, the first before any training: T is the number of columns.",
+            [_fm(over=lambda P, normaliser: _over(P, "T-1" if normaliser == "T" else "T"))],
+        ),
+        "rows_counted": Mistake(
+            "You divide by the number of rows. P has T + 1 of them, since its first row is before any training: T is the number of tasks, the columns.",
+            [
+                _fm(over=lambda P, normaliser: len(P) - (normaliser == "T-1")),
+                _fm(over=lambda P, normaliser: len(P)),
+            ],
+        ),
+        "sum": Mistake("This is the sum over tasks: divide it.", [_fm(over=lambda P, normaliser: 1)]),
+        "own_training": Mistake(
+            "You compare with the accuracy right after the task's own training. A task may go on rising (or recover): FM is measured from the peak.",
+            [_fm(_own)],
+        ),
+        "peak_before_the_end": Mistake(
+            "Your peak leaves the last row out. Then a task that is at its best in the end counts as negative forgetting: with t up to T no term is above 0.",
+            [
+                _fm(lambda P, j: P[1:-1, j].max()),
+                lambda P, normaliser: _drops(lambda P, j: P[1:-1, j].max(), P)[:-1].sum() / _over(P, normaliser),
+                lambda P, normaliser: _drops(lambda P, j: P[:-1, j].max(), P)[:-1].sum() / _over(P, normaliser),
+            ],
+        ),
+        "one_peak": Mistake(
+            "You take one peak for all tasks. Each task, each column, has its own: the maximum is over the rows.",
+            [_fm(lambda P, j: P.max())],
+        ),
+        "wrong_axis": Mistake(
+            "You took the maximum along the wrong axis: P[t, j] is the accuracy on task j after task t, so the peak of task j is the maximum of column j.",
+            [_fm(lambda P, j: P[j + 1].max()), _fm(lambda P, j: P[j].max())],
+        ),
+        "average_accuracy": Mistake(
+            "This is the mean of the last row, AvgAcc. FM compares that row with the best of each column.",
+            [lambda P, normaliser: P[-1].mean(), lambda P, normaliser: P[-1].sum() / _over(P, normaliser)],
+        ),
+        "relative": Mistake(
+            "You divided each drop by its peak. FM is a plain difference of accuracies.",
+            [
+                lambda P, normaliser: (
+                    torch.stack([P[-1, j] / _best(P, j) - 1 for j in range(P.shape[1])]).sum() / _over(P, normaliser)
+                )
+            ],
+        ),
+        "percent": Mistake(
+            "These are percentage points. P holds fractions, and so shall FM: do not multiply by 100.",
+            [_fm_of(lambda P: 100 * P)],
+        ),
+    },
+)
+
+
+def fm_metric(fn: Function) -> Feedback:
+    """fn(P (T + 1, T), normaliser "T" or "T-1") -> number: FM of 2507.05386, the mean of P[T, j] - peak of task j, at most 0.
+
+    P[t, j] is the accuracy on the j-th task after the t-th training, row 0 being before any. The peak is the largest P[t, j] of t = 1..T; in
+    the trials no task peaks before its own training. The sum over j is divided by T or T - 1. `continual.forgetting`.
+    """
+    return _judge(fn, FM_METRIC)
+
+
+# --- notebook 07: the peak of a task -----------------------------------------------------------------------------------------------------
+
+
+def _peaks(peak: Peak) -> Function:
+    return lambda P: torch.stack([peak(P, j) for j in range(P.shape[1])])
+
+
+def _last_if_none(rows: Callable[[Tensor, int], Tensor]) -> Peak:
+    """The largest of some rows; the final accuracy where there are none."""
+    return lambda P, j: some.max() if len(some := rows(P, j)) else P[-1, j]
+
+
+_PEAKED = torch.tensor([
+    [0.62, 0.10, 0.85, 0.20],
+    [0.70, 0.66, 0.40, 0.97],
+    [0.74, 0.60, 0.90, 0.30],
+    [0.50, 0.64, 0.84, 0.35],
+    [0.41, 0.72, 0.79, 0.80],
+])  # fmt: skip
+
+PEAK_AFTER_LEARNING = Exercise(
+    right=_peaks(_after_learning),
+    cases=[
+        (_PEAKED,),
+        (torch.tensor([[0.9, 0.3, 0.2], [0.6, 0.8, 0.1], [0.7, 0.5, 0.75], [0.65, 0.55, 0.7]]),),
+    ],
+    read=_array,
+    asked="an array of shape (T,)",
+    praise="What a task could do before it was ever trained is no skill that was learnt, and losing it is no forgetting of the sequence. The last task's peak is its final accuracy.",
+    mistakes={
+        "all_t": Mistake(
+            "Your maximum is over all rows, from before any training. Where the base was better than any trained model, you would count its loss as forgetting. "
+            "Take the rows from the task's own training on.",
+            [_peaks(lambda P, j: P[:, j].max())],
+        ),
+        "all_trained": Mistake(
+            "Your maximum is over t = 1..T (the other reading of FM). It includes rows before the task was trained: a transfer from earlier tasks that its own training "
+            "destroyed would count. Take t >= j.",
+            [_peaks(_best)],
+        ),
+        "before_learning": Mistake(
+            "This is off by one: you begin with the row just before the task's own training. Row 0 is before any training, so the column with index j is trained in row j + 1.",
+            [_peaks(lambda P, j: P[j:, j].max())],
+        ),
+        "own_row_left_out": Mistake(
+            "This is off by one: you begin after the next task's training, and miss the row of the task's own, where it is often at its best.",
+            [_peaks(_last_if_none(lambda P, j: P[j + 2 :, j]))],
+        ),
+        "own_row_only": Mistake(
+            "These are the accuracies right after each task's own training. A later task may raise it further: take the maximum from there on.",
+            [_peaks(_own), lambda P: P.diagonal()],
+        ),
+        "wrong_side": Mistake(
+            "You took the rows up to the task's training. Ask for those from there to the end.",
+            [_peaks(lambda P, j: P[: j + 2, j].max()), _peaks(lambda P, j: P[: j + 1, j].max())],
+        ),
+        "end_left_out": Mistake(
+            "You leave the last row out. The formula has t up to T: a task that is at its best in the end has forgotten nothing, not less than nothing.",
+            [_peaks(_last_if_none(lambda P, j: P[j + 1 : -1, j]))],
+        ),
+        "final": Mistake("This is the last row: the accuracy in the end, not the best.", [_peaks(_final)]),
+        "wrong_axis": Mistake(
+            "You took the maximum of rows. Row t is one model on all tasks; the peak of task j is looked for down column j.",
+            [
+                lambda P: P.amax(1),
+                lambda P: P[1:].amax(1),
+                lambda P: torch.stack([P[j + 1, j:].max() for j in range(P.shape[1])]),
+            ],
+        ),
+        "drop": Mistake(
+            "This is how far each task fell from its peak. The peak itself is asked for.",
+            _either_sign(lambda P: _drops(_after_learning, P)),
+        ),
+    },
+)
+
+
+def peak_after_learning(fn: Function) -> Feedback:
+    """fn(P (T + 1, T)) -> (T,): of each task the largest accuracy from its own training on, t >= j.
+
+    P[t, j] as in `fm_metric`: row 0 is before any training, and the first task (column 0) is trained in row 1. `continual.forgetting` with
+    peak="after_learning".
+    """
+    return _judge(fn, PEAK_AFTER_LEARNING)
+
+
+# --- notebook 07: accuracy with the gold answer in sight ------------------------------------------------------------------------------------
+
+END, ANSWER = 0, 1  # the token that ends a reply, and the one behind which its answer stands
+NextToken = Callable[[list[int]], int]
+
+
+class _Greedy:
+    """A model as an exercise sees it: called with the tokens so far, it returns the next one, and END where it knows of nothing."""
+
+    def __init__(self, *texts: tuple[int, ...]):
+        self._next: dict[tuple[int, ...], int] = {}  # where texts part, the first goes on: it is the greedy one
+        for text in texts:
+            for i in range(1, len(text)):
+                self._next.setdefault(text[:i], text[i])
+
+    def __call__(self, tokens: Sequence[int]) -> int:
+        return self._next.get(tuple(int(t) for t in tokens), END)
+
+    def __repr__(self) -> str:
+        return "a model"
+
+
+def _generated(next_token: NextToken, start: list[int]) -> list[int]:
+    made: list[int] = []
+    while (not made or made[-1] != END) and len(made) < 20:
+        made.append(next_token([*start, *made]))
+    return made
+
+
+def _predicted(next_token: NextToken, prompt: list[int], reply: list[int]) -> list[int]:
+    """The argmax at each place of the reply, what is before it being gold."""
+    return [next_token([*prompt, *reply[:i]]) for i in range(len(reply))]
+
+
+def _behind(reply: list[int]) -> list[int] | None:
+    """What stands behind ANSWER; None if there is no such token."""
+    return reply[reply.index(ANSWER) + 1 :] if ANSWER in reply else None
+
+
+def _forced(next_token: NextToken, prompt: list[int], gold: list[int]) -> float:
+    at = gold.index(ANSWER) + 1
+    return float(_predicted(next_token, prompt, gold)[at:] == gold[at:])
+
+
+def _free(next_token: NextToken, prompt: list[int], gold: list[int]) -> float:
+    return float(_behind(_generated(next_token, prompt)) == _behind(gold))
+
+
+def _whole_forced(next_token: NextToken, prompt: list[int], gold: list[int]) -> float:
+    return float(_predicted(next_token, prompt, gold) == gold)
+
+
+def _whole_free(next_token: NextToken, prompt: list[int], gold: list[int]) -> float:
+    return float(_generated(next_token, prompt) == gold)
+
+
+def _token_share(start: Callable[[list[int]], int]) -> Callable[[NextToken, list[int], list[int]], float]:
+    def share(next_token: NextToken, prompt: list[int], gold: list[int]) -> float:
+        said, at = _predicted(next_token, prompt, gold), start(gold)
+        return sum(a == b for a, b in zip(said[at:], gold[at:], strict=True)) / len(gold[at:])
+
+    return share
+
+
+def _shares(forced: Function, free: Function) -> Function:
+    def way(next_token: NextToken, prompts: list[list[int]], replies: list[list[int]]) -> tuple[float, float]:
+        pairs = list(zip(prompts, replies, strict=True))
+        forced_share, free_share = (sum(of(next_token, p, r) for p, r in pairs) / len(pairs) for of in (forced, free))
+        return forced_share, free_share
+
+    return way
+
+
+def _changed_pair(change: Callable[[float, float, int], tuple[float, float]]) -> Function:
+    right = _shares(_forced, _free)
+
+    def way(next_token: NextToken, prompts: list[list[int]], replies: list[list[int]]) -> tuple[float, float]:
+        forced, free = right(next_token, prompts, replies)
+        return change(forced, free, len(prompts))
+
+    return way
+
+
+_READER = _Greedy(
+    (50, 10, 11, ANSWER, 21, END),  # 50: it reasons wrongly, and answers accordingly
+    (50, 10, 12, ANSWER, 22, END),  # with gold reasoning it reads the answer off
+    (51, 13, ANSWER, 23, 24, END),  # 51: right in all
+    (52, 14, ANSWER, 25, END),  # 52: other reasoning, right answer
+    (52, 15, 16, ANSWER, 25, END),
+    (53, 10, ANSWER, 22, END),
+    (53, 17, ANSWER, 21, END),
+    (54, 12, 12, ANSWER, 26, END),
+    (54, 11, ANSWER, 26, END),
+    (55, 16, END),  # 55: it forgets to answer, but goes on from gold reasoning
+    (55, 17, ANSWER, 27, END),
+    (56, 18, ANSWER, 28, 29, 30, END),
+)
+_QUESTIONS = [[50], [51], [52], [53], [54], [55], [56]]
+_REPLIES = [
+    [10, 12, ANSWER, 22, END],
+    [13, ANSWER, 23, 24, END],
+    [15, 16, ANSWER, 25, END],
+    [17, ANSWER, 22, END],  # from this reasoning it says 21, from its own 22: only right when free
+    [11, ANSWER, 26, END],
+    [17, ANSWER, 27, END],
+    [18, ANSWER, 28, 31, 30, END],  # one token of three differs, and so does the next, which has not been seen before
+]
+
+TEACHER_FORCED_ACCURACY = Exercise(
+    right=_shares(_forced, _free),
+    cases=[
+        (_READER, _QUESTIONS, _REPLIES),
+        (_READER, _QUESTIONS[:2] + _QUESTIONS[3:4], _REPLIES[:2] + _REPLIES[3:4]),
+        (_READER, _QUESTIONS[4:], _REPLIES[4:]),
+    ],
+    read=_pair,
+    asked="a pair of numbers (forced, free)",
+    praise="With gold reasoning before it the answer is nearly given away. For whole replies, exact and greedy, the two would agree: it is the part that is scored "
+    "behind a gold part that is flattered.",
+    mistakes={
+        "free_is_forced": Mistake(
+            "Your free accuracy has seen the gold reply: the model was given its tokens, or its reasoning, and only had to go on. Append what the model itself said, "
+            "from the prompt alone.",
+            [_shares(_forced, _forced), _shares(_whole_forced, _forced)],
+        ),
+        "forced_is_free": Mistake(
+            "Your teacher-forced accuracy was made from the model's own tokens. There, each prediction is conditioned on the prompt and the *gold* tokens before it.",
+            [_shares(_free, _free)],
+        ),
+        "whole_replies": Mistake(
+            "You compare whole replies in both. Then there is no difference: predictions are all right given gold tokens exactly if greedy generation says the gold reply. "
+            "Compare what stands behind ANSWER.",
+            [_shares(_whole_forced, _whole_free)],
+        ),
+        "whole_free": Mistake(
+            "Your free accuracy asks for the whole gold reply, so right answers from other reasoning count as wrong. Compare what stands behind ANSWER in both.",
+            [_shares(_forced, _whole_free)],
+        ),
+        "whole_forced": Mistake(
+            "Your teacher-forced accuracy asks for each token of the reasoning too, which is not scored. Compare the predictions behind ANSWER.",
+            [_shares(_whole_forced, _free)],
+        ),
+        "token_mean": Mistake(
+            "You count tokens that are right. An answer is right as a whole: all of its tokens, or none.",
+            [
+                _shares(_token_share(start), free)
+                for start in (lambda gold: gold.index(ANSWER) + 1, lambda gold: 0)
+                for free in (_free, _whole_free)
+            ],
+        ),
+        "shifted": Mistake(
+            "Your predictions are shifted by one: the one for token i is made from the tokens *before* i. Here it was compared with the token that it had just been shown.",
+            [
+                _shares(
+                    lambda next_token, prompt, gold: float(
+                        [next_token([*prompt, *gold[: i + 1]]) for i in range(gold.index(ANSWER) + 1, len(gold))]
+                        == gold[gold.index(ANSWER) + 1 :]
+                    ),
+                    _free,
+                )
+            ],
+        ),
+        "swapped": Mistake(
+            "The two are in the wrong order: teacher-forced first.",
+            [_changed_pair(lambda forced, free, n: (free, forced))],
+        ),
+        "counts": Mistake(
+            "These are numbers of questions. Shares are asked for: divide by how many there are.",
+            [_changed_pair(lambda forced, free, n: (forced * n, free * n))],
+        ),
+        "percent": Mistake(
+            "These are percent. Shares from 0 to 1 are asked for.",
+            [_changed_pair(lambda forced, free, n: (100 * forced, 100 * free))],
+        ),
+    },
+)
+
+
+def teacher_forced_accuracy(fn: Function) -> Feedback:
+    """fn(next_token, prompts, replies) -> (forced, free): shares of questions whose *answer* is right, two ways.
+
+    next_token(list of tokens) is a model's most probable next token. Prompts and gold replies are lists of lists of tokens; a reply is
+    reasoning, then check.ANSWER, then the answer, then check.END. forced: all tokens behind ANSWER, END too, are predicted right, each
+    given the prompt and the gold tokens before it. free: the model goes on from the prompt by itself until END, and what stands behind
+    its first ANSWER is that of the gold reply; no ANSWER is wrong.
+    """
+    return _judge(fn, TEACHER_FORCED_ACCURACY)
+
+
+# --- notebook 07: a filter that gives the answer away -----------------------------------------------------------------------------------------
+
+Ask = Callable[[str, int], list[str]]
+
+
+class _Pupil:
+    """A policy as the filter sees it. Told the answer, it repeats it, but for what it cannot say at all."""
+
+    def __init__(self, says: dict[str, list[str]], answers: dict[str, str], never: tuple[str, ...]):
+        self._says, self._answers, self._never = says, answers, never
+
+    def __call__(self, prompt: str, n: int) -> list[str]:
+        asked = next((question for question in self._says if question in prompt), None)
+        if asked is None:
+            return ["what ?"] * n
+        told = self._answers[asked] in re.findall(r"\w+", prompt.replace(asked, " ")) and asked not in self._never
+        replies = [self._answers[asked]] if told else self._says[asked]
+        return [replies[i % len(replies)] for i in range(n)]
+
+    def __repr__(self) -> str:
+        return "a policy"
+
+
+def _filter(keep: Callable[[int, int], bool], prompt: Callable[[str, str], str] = lambda question, answer: question,
+            right: Callable[[str, str], bool] = lambda reply, answer: reply == answer) -> Function:  # fmt: skip
+    def way(ask: Ask, questions: list[str], answers: list[str], n: int) -> list[bool]:
+        replies = [ask(prompt(q, a), n) for q, a in zip(questions, answers, strict=True)]
+        return [keep(sum(right(r, a) for r in some), n) for some, a in zip(replies, answers, strict=True)]
+
+    return way
+
+
+def _solvable(c: int, n: int) -> bool:
+    return c >= 1
+
+
+def _mixed(c: int, n: int) -> bool:
+    return 1 <= c < n
+
+
+def _told(question: str, answer: str) -> str:
+    return f"{question} the answer is {answer} ."
+
+
+_ASKED = {  # question: (answer, replies in turn)
+    "how many rings ?": ("4", ["3", "4", "4", "4"]),
+    "which star ?": ("red", ["blue", "green"]),
+    "how far ?": ("2", ["2"]),
+    "what is it ?": ("stripes", ["spots", "none"]),
+    "how many cells ?": ("1", ["12", "20", "11"]),
+    "is it there ?": ("none", ["none", "yes", "yes", "yes"]),
+    "which way ?": ("left", ["right"]),
+}
+_PUPIL = _Pupil(
+    {question: replies for question, (_, replies) in _ASKED.items()},
+    {question: answer for question, (answer, _) in _ASKED.items()},
+    ("which way ?",),
+)
+_ALL_ASKED = list(_ASKED), [answer for answer, _ in _ASKED.values()]
+
+LEAKING_FILTER = Exercise(
+    right=_filter(_solvable),
+    cases=[(_PUPIL, *_ALL_ASKED, 8), (_PUPIL, *(some[::-1] for some in _ALL_ASKED), 4)],
+    read=_bools,
+    asked="a list with one True or False for each question",
+    praise="What is kept is what this policy can solve by itself now; that is all the filter is for.",
+    mistakes={
+        "leak": Mistake(
+            "The gold answer is in your prompt. Told the answer, the policy repeats it, so questions are kept that it cannot solve (as in the first released filter of the paper, "
+            "later corrected). Ask the question alone; the answer is for the grading.",
+            [_filter(keep, _told) for keep in (_solvable, _mixed)],
+        ),
+        "keeps_all": Mistake(
+            "You keep every question. Those that no reply of n solves give RFT no signal: leave them out.",
+            [_filter(lambda c, n: True), _filter(lambda c, n: c <= n)],
+        ),
+        "inside": Mistake(
+            'You look for the answer anywhere in the reply, and found 1 in "12". Compare the whole answer.',
+            [
+                _filter(_solvable, right=lambda reply, answer: answer in reply),
+                _filter(_mixed, right=lambda reply, answer: answer in reply),
+            ],
+        ),
+        "drops_all_solved": Mistake(
+            "You drop questions with n of n right. That is the other documented reading; here 1 to n are kept, n of n too.",
+            [_filter(_mixed)],
+        ),
+        "one_sample": Mistake(
+            "You look at one reply only. A question that is solved now and then is what RFT learns most from: sample n, and keep it if any is right.",
+            [
+                lambda ask, questions, answers, n: [ask(q, 1)[0] == a for q, a in zip(questions, answers, strict=True)],
+            ],
+        ),
+        "only_all_solved": Mistake(
+            "You keep what is solved n times of n: the easiest, with nothing left to learn. One right reply is enough.",
+            [_filter(lambda c, n: c == n)],
+        ),
+        "majority": Mistake(
+            "You ask for half of the replies or more to be right. One right reply is enough.",
+            [_filter(lambda c, n: 2 * c >= n)],
+        ),
+        "inverted": Mistake(
+            "You mark what is to be dropped. True is for the questions that are kept.",
+            [_filter(lambda c, n: c == 0)],
+        ),
+    },
+)
+
+
+def leaking_filter(fn: Function) -> Feedback:
+    """fn(ask, questions, answers, n) -> of each question True if it is kept: at 1 to n right replies among n (RIF of 2507.05386).
+
+    ask(prompt, n) returns n replies of the policy to a prompt, texts. A reply is right if it equals the question's answer.
+    """
+    return _judge(fn, LEAKING_FILTER)

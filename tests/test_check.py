@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from rftkit import check, prefix_rft
+from rftkit import check, continual, prefix_rft
 from rftkit.check import Exercise, Feedback
 from rftkit.evals import crossing, value_at
 from rftkit.rollouts import Rollout
@@ -32,6 +32,10 @@ CHECKS = {
     check.prefix_advantages: check.PREFIX_ADVANTAGES,
     check.token_entropies: check.TOKEN_ENTROPIES,
     check.top_share: check.TOP_SHARE,
+    check.fm_metric: check.FM_METRIC,
+    check.peak_after_learning: check.PEAK_AFTER_LEARNING,
+    check.teacher_forced_accuracy: check.TEACHER_FORCED_ACCURACY,
+    check.leaking_filter: check.LEAKING_FILTER,
 }
 every_check = pytest.mark.parametrize("try_it", CHECKS, ids=lambda c: c.__name__)
 
@@ -336,6 +340,107 @@ def top_each_row(entropies, prefix_mask, share):
     return kept
 
 
+def fm_by_loop(
+    P,
+    normaliser,
+    first=lambda j: 1,
+    last=None,
+    over=lambda T, normaliser: T - (normaliser == "T-1"),
+    of=lambda end, peak: end - peak,
+):
+    rows, total = P.tolist(), 0.0
+    T = len(rows) - 1
+    for j in range(T):
+        total += of(rows[-1][j], max(row[j] for row in rows[first(j) : last]))
+    return total / over(T, normaliser)
+
+
+def peaks_by_loop(P, first=lambda j: j + 1, last=None):
+    rows = P.tolist()
+    return torch.tensor(
+        [max((row[j] for row in rows[first(j) : last]), default=rows[-1][j]) for j in range(len(rows[0]))]
+    )
+
+
+def answer_of(tokens):
+    return tokens[tokens.index(1) + 1 :] if 1 in tokens else None
+
+
+def say(next_token, tokens):
+    """Goes on until END."""
+    tokens, n = list(tokens), len(tokens)
+    while True:
+        tokens.append(next_token(tokens))
+        if tokens[-1] == check.END:
+            return tokens[n:]
+
+
+def accuracies(forced=True, free=True, whole_forced=False, whole_free=False):
+    """The two, each made from gold tokens or the model's own, and asked for as a whole or behind ANSWER."""
+
+    def fn(next_token, prompts, replies):
+        found = []
+        for use_gold, whole in ((forced, whole_forced), (not free, whole_free)):
+            right = 0
+            for prompt, gold in zip(prompts, replies, strict=True):
+                said = (
+                    [next_token(prompt + gold[:i]) for i in range(len(gold))] if use_gold else say(next_token, prompt)
+                )
+                if use_gold:
+                    start = 0 if whole else gold.index(check.ANSWER) + 1
+                    right += said[start:] == gold[start:]
+                else:
+                    right += (said if whole else answer_of(said)) == (gold if whole else answer_of(gold))
+            found.append(right / len(prompts))
+        return tuple(found)
+
+    return fn
+
+
+def token_accuracy(next_token, prompts, replies):
+    parts = []
+    for prompt, gold in zip(prompts, replies, strict=True):
+        start = gold.index(check.ANSWER) + 1
+        parts.append(np.mean([next_token(prompt + gold[:i]) == gold[i] for i in range(start, len(gold))]))
+    return float(np.mean(parts)), accuracies()(next_token, prompts, replies)[1]
+
+
+def going_on_from_gold_reasoning(next_token, prompts, replies):
+    forced, right = accuracies()(next_token, prompts, replies)[0], 0
+    for prompt, gold in zip(prompts, replies, strict=True):
+        start = gold.index(check.ANSWER) + 1
+        right += say(next_token, prompt + gold[:start]) == gold[start:]
+    return forced, right / len(prompts)
+
+
+def looked_one_ahead(next_token, prompts, replies):
+    right = 0
+    for prompt, gold in zip(prompts, replies, strict=True):
+        ids = prompt + gold
+        predictions = [next_token(ids[: i + 1]) for i in range(len(ids))]  # predictions[i] is of ids[i + 1]
+        start = len(prompt) + gold.index(check.ANSWER) + 1
+        right += predictions[start:] == ids[start:]
+    return right / len(prompts), accuracies()(next_token, prompts, replies)[1]
+
+
+def filter_by_loop(
+    ask, questions, answers, n, prompt="{q}", keep=lambda c, n: c > 0, stop=False, same=lambda r, a: r == a
+):
+    kept = []
+    for q, a in zip(questions, answers, strict=True):
+        count = 0
+        for reply in ask(prompt.format(q=q, a=a), n):
+            count += same(reply, a)
+            if stop and count:
+                break
+        kept.append(keep(count, n))
+    return kept
+
+
+def filtering(**how):
+    return lambda *case: filter_by_loop(*case, **how)
+
+
 RIGHT = {
     check.per_example_gradients: [gradients_by_autograd, gradients_by_vmap, gradients_by_loop, lambda *a: gradients_by_loop(*a).double()],
     check.answer_log_likelihood: [lambda z, t: logp(z, t).sum(1), lambda z, t: -nll(z, t).sum(1)],
@@ -384,6 +489,28 @@ RIGHT = {
         top_by_threshold,
         lambda e, m, share: top_by_threshold(e, m, share, strict=True).float(),
         lambda e, m, share: top_by_threshold(e, m, share, pool=lambda e, m: e.where(m, torch.nan)[m]),
+    ],
+    check.fm_metric: [
+        lambda P, normaliser: continual.forgetting(P, normaliser),
+        lambda P, normaliser: continual.forgetting(P, normaliser, "after_learning"),  # no task peaks before it is trained
+        fm_by_loop,
+        lambda P, normaliser: (P[-1] - P.max(0).values).sum() / (len(P) - 1 - (normaliser == "T-1")),
+        lambda P, normaliser: np.mean(P.numpy()[-1] - P.numpy().max(0)) * (1 if normaliser == "T" else P.shape[1] / (P.shape[1] - 1)),
+        lambda P, normaliser: fm_by_loop(P, normaliser) if normaliser == "T" else (P[-1] - P.amax(0))[:-1].mean(),
+    ],
+    check.peak_after_learning: [
+        peaks_by_loop,
+        lambda P: torch.stack([P[j + 1 :, j].max() for j in range(P.shape[1])]),
+        lambda P: P[1:].tril().amax(0),
+        lambda P: np.tril(P[1:].numpy()).max(0),
+    ],
+    check.teacher_forced_accuracy: [accuracies(), lambda *a: list(accuracies()(*a)), lambda *a: np.array(accuracies()(*a))],
+    check.leaking_filter: [
+        filter_by_loop,
+        filtering(stop=True),
+        filtering(prompt="{q} think first ."),
+        lambda ask, qs, answers, n: [a in ask(q, n) for q, a in zip(qs, answers, strict=True)],
+        lambda ask, qs, answers, n: [any(ask(q, n)[i] == a for i in range(n)) for q, a in zip(qs, answers, strict=True)],
     ],
 }  # fmt: skip
 
@@ -629,6 +756,72 @@ WRONG = {
         ("one_minus", lambda e, m, share: top_by_threshold(e, m, 1 - share)),
         ("free_too", lambda e, m, share: ~m | top_by_threshold(e, m, share)),
     ],
+    check.fm_metric: [
+        ("sign_flipped", lambda P, normaliser: -fm_by_loop(P, normaliser)),
+        ("sign_flipped", lambda P, normaliser: (P.amax(0) - P[-1]).sum() / (P.shape[1] - (normaliser == "T-1"))),
+        ("always_T", lambda P, normaliser: fm_by_loop(P, "T")),
+        ("always_T", lambda P, normaliser: (P[-1] - P.amax(0)).mean()),
+        ("always_T_minus_1", lambda P, normaliser: fm_by_loop(P, "T-1")),
+        ("always_T_minus_1", lambda P, normaliser: (P[-1] - P.amax(0))[:-1].mean()),
+        ("normalisers_swapped", lambda P, normaliser: fm_by_loop(P, "T" if normaliser != "T" else "T-1")),
+        ("rows_counted", lambda P, normaliser: fm_by_loop(P, normaliser, over=lambda T, how: T + 1 - (how == "T-1"))),
+        ("rows_counted", lambda P, normaliser: (P[-1] - P.amax(0)).sum() / len(P)),
+        ("sum", lambda P, normaliser: (P[-1] - P.amax(0)).sum()),
+        ("own_training", lambda P, normaliser: (P[-1] - P[1:].diag()).sum() / (P.shape[1] - (normaliser == "T-1"))),
+        ("peak_before_the_end", lambda P, normaliser: fm_by_loop(P, normaliser, last=-1)),
+        ("peak_before_the_end", lambda P, normaliser: (P[-1] - P[:-1].amax(0))[:-1].sum() / (P.shape[1] - (normaliser == "T-1"))),
+        ("one_peak", lambda P, normaliser: (P[-1] - P.max()).sum() / (P.shape[1] - (normaliser == "T-1"))),
+        ("wrong_axis", lambda P, normaliser: (P[-1] - P[1:].amax(1)).sum() / (P.shape[1] - (normaliser == "T-1"))),
+        ("average_accuracy", lambda P, normaliser: continual.avg_acc(P)),
+        ("average_accuracy", lambda P, normaliser: P[-1].sum() / (P.shape[1] - (normaliser == "T-1"))),
+        ("relative", lambda P, normaliser: fm_by_loop(P, normaliser, of=lambda end, peak: (end - peak) / peak)),
+        ("percent", lambda P, normaliser: 100 * fm_by_loop(P, normaliser)),
+    ],
+    check.peak_after_learning: [
+        ("all_t", lambda P: P.max(0).values),
+        ("all_t", lambda P: P.numpy().max(axis=0)),
+        ("all_trained", lambda P: P[1:].amax(0)),
+        ("before_learning", lambda P: peaks_by_loop(P, lambda j: j)),
+        ("before_learning", lambda P: P.tril().amax(0)),
+        ("own_row_left_out", lambda P: peaks_by_loop(P, lambda j: j + 2)),
+        ("own_row_only", lambda P: P[1:].diagonal()),
+        ("own_row_only", lambda P: torch.diag(P)),
+        ("wrong_side", lambda P: P[1:].triu().where(P[1:].triu() > 0, P[0]).amax(0)),
+        ("end_left_out", lambda P: peaks_by_loop(P, last=-1)),
+        ("final", lambda P: P[-1]),
+        ("wrong_axis", lambda P: P.max(1).values),
+        ("wrong_axis", lambda P: P[1:].numpy().max(1)),
+        ("drop", lambda P: P[-1] - peaks_by_loop(P)),
+        ("drop", lambda P: peaks_by_loop(P) - P[-1]),
+    ],
+    check.teacher_forced_accuracy: [
+        ("free_is_forced", accuracies(free=False)),
+        ("free_is_forced", going_on_from_gold_reasoning),
+        ("free_is_forced", lambda *a: (accuracies(whole_forced=True)(*a)[0], going_on_from_gold_reasoning(*a)[1])),
+        ("forced_is_free", accuracies(forced=False)),
+        ("whole_replies", accuracies(whole_forced=True, whole_free=True)),
+        ("whole_replies", accuracies(free=False, whole_forced=True, whole_free=True)),
+        ("whole_free", accuracies(whole_free=True)),
+        ("whole_forced", accuracies(whole_forced=True)),
+        ("token_mean", token_accuracy),
+        ("shifted", looked_one_ahead),
+        ("swapped", lambda *a: accuracies()(*a)[::-1]),
+        ("counts", lambda *a: tuple(len(a[1]) * x for x in accuracies()(*a))),
+        ("percent", lambda *a: tuple(100 * x for x in accuracies()(*a))),
+    ],
+    check.leaking_filter: [
+        ("leak", filtering(prompt="{q} the answer is {a} .")),
+        ("leak", filtering(prompt="The answer is {a}. Pretend you do not know it: {q}", stop=True)),
+        ("leak", filtering(prompt="{q} ({a})", keep=lambda c, n: 0 < c < n)),
+        ("keeps_all", lambda ask, qs, answers, n: [True] * len(qs)),
+        ("keeps_all", filtering(keep=lambda c, n: 0 <= c <= n)),
+        ("inside", filtering(same=lambda r, a: a in r)),
+        ("drops_all_solved", filtering(keep=lambda c, n: c in range(1, n))),
+        ("one_sample", lambda ask, qs, answers, n: [ask(q, n)[0] == a for q, a in zip(qs, answers, strict=True)]),
+        ("only_all_solved", lambda ask, qs, answers, n: [set(ask(q, n)) == {a} for q, a in zip(qs, answers, strict=True)]),
+        ("majority", filtering(keep=lambda c, n: c / n >= 0.5)),
+        ("inverted", filtering(keep=lambda c, n: not c)),
+    ],
 }  # fmt: skip
 
 
@@ -788,6 +981,10 @@ def test_no_return(try_it):
         (check.token_entropies, lambda z, n: entropies_by_categorical(z, z.shape[1] - 1), "returned the shape (2, 6), but a tensor of shape (B, length) is asked for: here (2, 3)."),
         (check.top_share, lambda e, m, share: e[m], "returned a tensor that holds other numbers than 0 and 1, but a mask of shape (B, T) is asked for."),
         (check.top_share, lambda e, m, share: m[m], "returned the shape (10,), but a mask of shape (B, T) is asked for: here (3, 8)."),
+        (check.fm_metric, lambda P, normaliser: P[-1] - P.amax(0), "returned the shape (4,), but one number is asked for: here ()."),
+        (check.peak_after_learning, lambda P: P.tolist(), "returned a value of type `list`, but an array of shape (T,) is asked for."),
+        (check.teacher_forced_accuracy, lambda *a: accuracies()(*a)[0], "returned a value of type `float`, but a pair of numbers (forced, free) is asked for."),
+        (check.leaking_filter, lambda ask, qs, answers, n: [n for _ in qs], "a list that holds a value of type `int`, but a list with one True or False for each question"),
     ],
 )  # fmt: skip
 def test_wrong_shapes_and_types_get_one_sentence(try_it, fn, said):
@@ -817,6 +1014,10 @@ def test_wrong_shapes_and_types_get_one_sentence(try_it, fn, said):
         (check.prefix_advantages, lambda r, i: r, ", prefixed = 7) should return 0.71429 at [0], but returned 1."),
         (check.token_entropies, lambda z, n: z[:, -n:, 0], ", length = 3) should return "),
         (check.top_share, lambda e, m, share: m, ", share = 0.2) should return 0 at [0, 0], but returned 1."),
+        (check.fm_metric, lambda P, normaliser: 3, "normaliser = 'T') should return -0.17, but returned 3."),
+        (check.peak_after_learning, lambda P: P[1], ") should return 0.74 at [0], but returned 0.7."),
+        (check.teacher_forced_accuracy, lambda *a: (0.25, 0.5), "mine(next_token = a model, prompts = [[50], [51], "),
+        (check.leaking_filter, lambda *a: [False], "mine(ask = a policy, questions = ['how many rings ?', "),
     ],
 )  # fmt: skip
 def test_an_unknown_mistake_is_shown_where_it_is(try_it, fn, said):
@@ -843,6 +1044,9 @@ def test_an_unknown_mistake_is_shown_where_it_is(try_it, fn, said):
         (check.prefix_bounds, lambda s, S: (math.nan, 0.95)),
         (check.prefix_advantages, lambda r, i: r * math.nan),
         (check.token_entropies, lambda z, n: z[:, -n:, 0] * math.nan),
+        (check.fm_metric, lambda P, normaliser: math.nan),
+        (check.peak_after_learning, lambda P: P[-1] * math.nan),
+        (check.teacher_forced_accuracy, lambda *a: (math.nan, 0.5)),
     ],
 )
 def test_nan_is_told(try_it, fn):
@@ -965,6 +1169,25 @@ def test_shares_to_keep_are_whole_and_entropies_differ():
         assert abs(share * len(own) - round(share * len(own))) < 1e-9 and len(own.unique()) == len(own)
         assert check.TOP_SHARE.right(entropies, mask, share).sum() == round(share * len(own))
         assert not mask.all() and entropies[~mask].max() > own.max()  # what is no prefix token would win
+
+
+def test_readings_of_the_peak_agree_where_fm_is_asked_and_differ_where_the_peak_is():
+    for P, normaliser in check.FM_METRIC.cases:
+        every = [continual.forgetting(P, normaliser, peak) for peak in ("all", "after_learning")]
+        assert every[0] == pytest.approx(every[1]) and every[0] < 0 and (P[1:].amax(0) >= P[0]).all()
+    for (P,) in check.PEAK_AFTER_LEARNING.cases:
+        last, best = P[-1].double(), check.PEAK_AFTER_LEARNING.right(P)
+        assert float((last - best).mean()) == pytest.approx(continual.forgetting(P, "T", "after_learning"))
+        assert continual.forgetting(P, "T", "all") < continual.forgetting(P, "T", "after_learning")
+
+
+def test_whole_replies_show_no_flattery():
+    """What the exercise's praise says: predictions are all right given gold tokens exactly if greedy generation says the gold reply."""
+    for model, prompts, replies in check.TEACHER_FORCED_ACCURACY.cases:
+        forced, free = accuracies(whole_forced=True, whole_free=True)(model, prompts, replies)
+        assert forced == free
+    forced, free = accuracies()(*check.TEACHER_FORCED_ACCURACY.cases[0])
+    assert forced != free
 
 
 def test_feedback_reads_well_in_a_cell():
