@@ -49,7 +49,7 @@ class Style:
     label: str
     color: str
     line: str | tuple[float, tuple[float, ...]]  # a matplotlib line style
-    marker: str | tuple[tuple[int, int], ...]  # a matplotlib marker, or the corners of one
+    marker: str | tuple[int, int, int] | tuple[tuple[int, int], ...]  # a matplotlib marker, or (sides, style, angle), or corners
 
 
 HOURGLASS = ((-1, -1), (1, 1), (-1, 1), (1, -1), (-1, -1))
