@@ -37,6 +37,8 @@ from rftkit.evals import Floats, Interval, ProbeCount, mean_curve, t_interval
 from rftkit.runs import MatchedRow, RunRecord, curve
 
 if TYPE_CHECKING:  # torch is slow to import and no figure needs it
+    from PIL.Image import Image
+
     from rftkit.spectra import Change, MatrixReport
 
 INK = "#767676"
@@ -49,7 +51,9 @@ class Style:
     label: str
     color: str
     line: str | tuple[float, tuple[float, ...]]  # a matplotlib line style
-    marker: str | tuple[int, int, int] | tuple[tuple[int, int], ...]  # a matplotlib marker, or (sides, style, angle), or corners
+    marker: (
+        str | tuple[int, int, int] | tuple[tuple[int, int], ...]
+    )  # a matplotlib marker, or (sides, style, angle), or corners
 
 
 HOURGLASS = ((-1, -1), (1, 1), (-1, 1), (1, -1), (-1, -1))
@@ -66,6 +70,32 @@ ROOF = ((-2, 0), (0, 2), (2, 0), (2, -2), (0, 0), (-2, -2), (-2, 0))
 VALLEY = ((-2, 0), (0, -2), (2, 0), (2, 2), (0, 0), (-2, 2), (-2, 0))
 ELL = ((-1, -1), (1, -1), (1, 0), (0, 0), (0, 1), (-1, 1), (-1, -1))
 TEE = ((-2, 2), (2, 2), (2, 1), (1, 1), (1, -2), (-1, -2), (-1, 1), (-2, 1), (-2, 2))
+UP = ((0, 2), (2, 0), (1, 0), (1, -2), (-1, -2), (-1, 0), (-2, 0), (0, 2))
+DOWN = ((0, -2), (2, 0), (1, 0), (1, 2), (-1, 2), (-1, 0), (-2, 0), (0, -2))
+EAST = ((2, 0), (0, 2), (0, 1), (-2, 1), (-2, -1), (0, -1), (0, -2), (2, 0))
+WEST = ((-2, 0), (0, 2), (0, 1), (2, 1), (2, -1), (0, -1), (0, -2), (-2, 0))
+CUP = ((-2, 2), (-2, -2), (2, -2), (2, 2), (1, 2), (1, -1), (-1, -1), (-1, 2), (-2, 2))
+GATE = ((-2, -2), (-2, 2), (2, 2), (2, -2), (1, -2), (1, 1), (-1, 1), (-1, -2), (-2, -2))
+CROWN = ((-2, -2), (2, -2), (2, 2), (1, 0), (0, 2), (-1, 0), (-2, 2), (-2, -2))
+STAIRS = ((-2, -2), (2, -2), (2, 2), (1, 2), (1, 0), (-1, 0), (-1, -1), (-2, -1), (-2, -2))
+GIRDER = (
+    (-2, 2),
+    (-1, 2),
+    (-1, 1),
+    (1, 1),
+    (1, 2),
+    (2, 2),
+    (2, -2),
+    (1, -2),
+    (1, -1),
+    (-1, -1),
+    (-1, -2),
+    (-2, -2),
+    (-2, 2),
+)
+STAND = ((-2, -2), (2, -2), (2, -1), (1, -1), (1, 2), (-1, 2), (-1, -1), (-2, -1), (-2, -2))
+HOOK = ((1, 2), (-2, 2), (-2, 1), (0, 1), (0, -2), (1, -2), (1, 2))
+BOLT = ((0, 2), (2, 2), (0, 0), (2, 0), (-1, -2), (0, -1), (-2, -1), (0, 2))
 
 
 METHOD_STYLE = {
@@ -100,8 +130,28 @@ METHOD_STYLE = {
     "jigsaw_sft": Style("SFT, foreign words", "#a84537", "-", (3, 1, 0)),
     "jigsaw_rft": Style("RFT (Dr. GRPO)", "#4649fb", "-", (4, 1, 45)),
     "jigsaw_prefix": Style("Prefix-RFT, foreign words", "#05a2c2", (0, (5, 1.2, 1, 1.2)), (6, 1, 0)),
+    "seven_sft": Style("SFT", "#a84537", "-", DOWN),
+    "seven_grpo": Style("GRPO", "#4649fb", "-", UP),
+    "seven_rloo": Style("RLOO", "#05a2c2", (0, (5, 1.2, 1, 1.2)), (5, 0, 180)),
+    "seven_remax": Style("ReMax", "#9a2ab4", (0, (1, 1.2)), CROWN),
+    "seven_joint": Style("Joint SFT", "#526278", (0, (9, 2)), GIRDER),
+    "seven_sft_rft_lr": Style("SFT at RFT's rate", "#b78a7b", (0, (5, 1.5)), CUP),
+    "seven_sft_same_updates": Style("SFT, RFT's updates", "#ff2d0f", (0, (2.5, 1.2)), GATE),
+    "seven_self": Style("SFT on own right replies", "#9e7cff", (0, (9, 1.5, 3, 1.5)), STAND),
+    "seven_replay": Style("SFT with replay", "#ff09a6", (0, (1, 1.2)), EAST),
+    "seven_l2": Style("SFT held by L2", "#05a2c2", (0, (5, 1.2, 1, 1.2, 1, 1.2)), (4, 1, 0)),
+    "seven_grpo_previous": Style("GRPO, KL to the task before", "#9e7cff", (0, (9, 2)), WEST),
+    "seven_grpo_no_kl": Style("GRPO without KL", "#05a2c2", (0, (5, 1.5)), "H"),
+    "seven_grpo_direct": Style("GRPO, direct answers", "#ff09a6", (0, (2.5, 1.2)), STAIRS),
+    "seven_sft_direct": Style("SFT, direct answers", "#ff2d0f", (0, (1, 1.2)), HOOK),
+    "seven_rif": Style("RIF, 1 to 8 right", "#05a2c2", (0, (5, 1.5)), (8, 1, 0)),
+    "seven_rif_mixed": Style("RIF, 1 to 7 right", "#9a2ab4", (0, (9, 2)), (3, 1, 180)),
+    "seven_rif_random": Style("As many at random", "#ff2d0f", (0, (1, 1.2)), BOLT),
+    "seven_sft_b": Style("SFT, order B", "#ff2d0f", (0, (5, 1.5)), (5, 1, 180)),
+    "seven_grpo_b": Style("GRPO, order B", "#05a2c2", (0, (9, 2)), (7, 0, 0)),
 }
-# The methods that share a figure, in notebooks 02, 04, 05 and (mixtures, styles) 06: within a group colours differ to every eye.
+# The methods that share a figure, in notebooks 02, 04, 05, 06 (mixtures, styles, jigsaw) and 07 (estimators, kinds of SFT, KL and
+# thinking, filters, orders): within a group colours differ to every eye.
 COMPANY = (
     ("sft", "sft_rft_lr", "lora_sft", "rft", "rft_kl"),
     ("sft", "sft_foreign", "sft_far", "sft_rollouts", "sft_early", "self_once", "self_fresh", "sft_dft", "rft"),
@@ -119,6 +169,19 @@ COMPANY = (
     ),
     ("sums_practice", "sums_sft", "sums_rft", "sums_prefix", "sums_practised", "sums_wordy", "sums_foreign"),
     ("jigsaw_sft", "jigsaw_rft", "jigsaw_prefix"),
+    ("seven_sft", "seven_grpo", "seven_rloo", "seven_remax", "seven_joint"),
+    (
+        "seven_sft",
+        "seven_grpo",
+        "seven_sft_rft_lr",
+        "seven_sft_same_updates",
+        "seven_self",
+        "seven_replay",
+        "seven_l2",
+    ),
+    ("seven_sft", "seven_grpo", "seven_grpo_previous", "seven_grpo_no_kl", "seven_grpo_direct", "seven_sft_direct"),
+    ("seven_sft", "seven_grpo", "seven_rif", "seven_rif_mixed", "seven_rif_random"),
+    ("seven_sft", "seven_grpo", "seven_sft_b", "seven_grpo_b"),
 )
 VERDICT_STYLE = {"correct": ("#459f9d", ""), "wrong": ("#c2523f", "////"), "unparseable": (INK, "...")}  # colour, hatch
 POINT = "#4649fb"  # of scatters of no method
@@ -1087,6 +1150,273 @@ def trade_off(records: Sequence[RunRecord], asked: str = "sums right, greedy") -
     axes.set_ylabel("prior probes right, mean")
     _side_labels(axes, ends, [textwrap.fill(style_of(m).label, 26) for m in groups], [style_of(m) for m in groups])
     return _describe(fig, text + _all_seeds(groups))
+
+
+# --- figures of tasks in a row (notebook 07) ---------------------------------------------------------------------------
+
+
+@rc_context(_RC)
+def drawn_tasks(rows: Sequence[tuple[str, Image, str, str]], cols: int = 4) -> Figure:
+    """One example of each task: (name, picture, question, reply), the texts below the picture."""
+    if not rows:
+        raise UserError("There are no examples to draw: pass (name, picture, question, reply).")
+    down = math.ceil(len(rows) / cols)
+    caption = "Below each picture: what is asked, and the reply that demonstrates it."
+    fig, panels = _canvas(
+        10.5, 3.1 * down, caption, left=0.15, right=0.15, bottom=0.9, rows=down, cols=cols, gap=(0.25, 1.35)
+    )
+    for axes in panels.flat[len(rows) :]:
+        axes.set_visible(False)
+    for axes, (name, image, asked, reply) in zip(panels.flat, rows, strict=False):
+        axes.imshow(np.asarray(image), interpolation="nearest")
+        axes.set_title(name, loc="left", fontsize=10)
+        axes.set_axis_off()
+        said = "\n".join([*textwrap.wrap(asked, 40), *textwrap.wrap(f"> {reply}", 40)])
+        axes.annotate(
+            said,
+            (0, 0),
+            (0, -5),
+            xycoords="axes fraction",
+            textcoords="offset points",
+            va="top",
+            fontsize=8,
+            linespacing=1.2,
+        )
+    return _describe(
+        fig, "Pictures with questions. " + " ".join(f"{name}: {asked} {reply}" for name, _, asked, reply in rows)
+    )
+
+
+@rc_context(_RC)
+def groups_with_signal(rows: Sequence[tuple[str, Sequence[int]]], size: int) -> Figure:
+    """Of each task the shares of groups of `size` replies with none, some and all right. Rows (task, right replies of each group)."""
+    if not rows or not all(len(right) and min(right) >= 0 and max(right) <= size for _, right in rows):
+        raise UserError(f"There are no groups of {size} to draw: pass (task, how many are right in each group).")
+    fig, ((axes,),) = _canvas(
+        8.5,
+        0.4 * len(rows),
+        f"Groups of {size} replies at temperature 1. As far as accuracy is paid, only groups with some right (striped) teach GRPO and RLOO anything.",
+        left=1.55,
+        top=0.65,
+    )
+    looks = {"none right": (INK, "..."), "some right": ("#4649fb", "////"), "all right": ("#459f9d", "")}
+    text = f"Bars of groups of {size} replies, by task. "
+    for y, (_, right) in enumerate(rows):
+        none, all_ = (sum(n == k for n in right) / len(right) for k in (0, size))
+        start, shares = 0.0, {"none right": none, "some right": 1 - none - all_, "all right": all_}
+        for what, (color, hatch) in looks.items():
+            axes.barh(
+                y, shares[what], 0.66, start, color="none" if hatch else color, edgecolor=color, hatch=hatch, lw=1
+            )
+            start += shares[what]
+        text += f"{rows[y][0]}: {', '.join(f'{what} {share:.0%}' for what, share in shares.items())}; {sum(right) / size / len(right):.0%} of replies. "
+    axes.set_yticks(range(len(rows)), [f"{name}\n{sum(right) / size / len(right):.0%} right" for name, right in rows])
+    axes.tick_params(axis="y", length=0)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_xlim(0, 1.01)
+    _percent(axes, "x")
+    keys = [Patch(fc="none" if h else c, ec=c, hatch=h, label=v) for v, (c, h) in looks.items()]
+    axes.legend(handles=keys, loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, labelcolor=INK)
+    axes.set_xlabel("share of groups")
+    return _describe(fig, text.rstrip())
+
+
+@rc_context(_RC)
+def accuracy_matrices(panels: Sequence[tuple[str, Sequence[str], Sequence[str], ArrayLike]]) -> Figure:
+    """Accuracy matrices side by side: (title, what was trained last, tasks, accuracies in [0, 1]); panels share their tasks or not.
+
+    The cell of the task that was trained last has a frame: left below it stands what becomes of a task later.
+    """
+    if not panels:
+        raise UserError("There is no matrix to draw: pass (title, rows, tasks, accuracies).")
+    made = [
+        (title, list(after), list(tasks), _numbers(p, f"accuracies of {title!r}", 2))
+        for title, after, tasks, p in panels
+    ]
+    for title, after, tasks, p in made:
+        if p.shape != (len(after), len(tasks)) or p.min() < 0 or p.max() > 1:
+            raise UserError(
+                f"The accuracies of {title!r}, of shape {p.shape}, are no shares of {len(after)} rows and {len(tasks)} tasks."
+            )
+    deep = max(len(after) for _, after, _, _ in made)
+    left = 0.25 + _inches([row for _, after, _, _ in made for row in after])
+    width = left * len(made) + 0.36 * sum(len(tasks) for _, _, tasks, _ in made)
+    caption = "Row: after which training. Column: percent right of a task. Shade: darker is more. Frame: the task just trained."
+    fig, (row,) = _canvas(
+        max(width, 5.6), 0.34 * deep, caption, left=left, right=0.1 + max(0.0, 5.6 - width), top=0.4,
+        bottom=0.1 + _inches([task for _, _, tasks, _ in made for task in tasks]), cols=len(made), gap=left,
+    )  # fmt: skip
+    text = "Heat maps of accuracy, a row a training, a column a task. "
+    for axes, (title, after, tasks, p) in zip(row, made, strict=True):
+        _shares(axes, p, [(i, tasks.index(name)) for i, name in enumerate(after) if name in tasks])
+        axes.set_ylim(deep - 0.5, -0.5)
+        axes.set_xticks(range(len(tasks)), tasks, rotation=90)
+        axes.set_yticks(range(len(after)), after)
+        axes.tick_params(length=0, labelsize=9)
+        axes.spines[:].set_visible(False)
+        axes.set_title(title, loc="left", fontsize=10)
+        rows_said = [
+            f"after {name} {', '.join(f'{100 * x:.0f}' for x in line)}" for name, line in zip(after, p, strict=True)
+        ]
+        text += f"{title}, percent of {', '.join(tasks)}: {'; '.join(rows_said)}. "
+    return _describe(fig, text.rstrip())
+
+
+def _shares(axes: Axes, p: Floats, framed: Sequence[tuple[int, int]]) -> None:
+    """Cells with percentages: white is 0, blue is 1. A frame lies inside its cell, so that it shows on a dark page too."""
+    shades = HEAT(0.5 + 0.5 * p)
+    for (i, j), value in np.ndenumerate(p):
+        shade = to_hex(shades[i, j])
+        axes.add_patch(Rectangle((j - 0.48, i - 0.46), 0.96, 0.92, fc=shade, ec="none"))
+        box = {"boxstyle": "square,pad=0.1", "facecolor": shade, "edgecolor": "none"}
+        axes.text(j, i, f"{100 * value:.0f}", ha="center", va="center", fontsize=8, color="black", bbox=box)
+    for i, j in framed:
+        axes.add_patch(Rectangle((j - 0.41, i - 0.39), 0.82, 0.78, fc="none", ec="black", lw=1.3))
+    axes.set_xlim(-0.5, p.shape[1] - 0.5)
+
+
+@rc_context(_RC)
+def gain_and_forgetting(methods: Mapping[str, tuple[Sequence[float], Sequence[float]]], reading: str) -> Figure:
+    """FM against new-task gain, both in points, one a seed: {method: (gains, FMs)}. `reading` says which FM it is."""
+    if not methods or not all(len(gains) == len(fms) > 0 for gains, fms in methods.values()):
+        raise UserError("There is nothing to draw: pass {method: (gains, FMs)}, one of each a seed.")
+    caption = (
+        f"Large: mean over seeds, with Student's t 95% intervals, cut at the frame. Small: one seed. FM: {reading}."
+    )
+    fig, ((axes,),) = _canvas(8.5, max(3.4, 0.42 * len(methods)), caption, left=0.75, right=2.5, top=0.15)
+    ends, text = [], "Dots of FM against new-task gain, in percentage points, means over seeds. "
+    every = [(x, y) for gains, fms in methods.values() for x, y in zip(gains, fms, strict=True)]
+    low_x, high_x = min(0.0, *(x for x, _ in every)) - 2, max(5.0, *(x for x, _ in every)) + 4
+    low_y, high_y = min(-5.0, *(y for _, y in every)) - 4, max(0.0, *(y for _, y in every)) + 2
+    for method, (gains, fms) in methods.items():
+        style, x, y = style_of(method), float(np.mean(gains)), float(np.mean(fms))
+        axes.plot(gains, fms, **_marks(style, 4, alpha=0.8))
+        if len(gains) > 1:
+            (_, left, right), (_, low, high) = t_interval(gains), t_interval(fms)
+            axes.plot([max(left, low_x), min(right, high_x)], [y, y], color=style.color, lw=1.2)
+            axes.plot([x, x], [max(low, low_y), min(high, high_y)], color=style.color, lw=1.2)
+        axes.plot([x], [y], **_marks(style, 9))
+        ends.append((x, y))
+        text += f"{style.label}: gain {x:.1f}, FM {_plain(f'{y:.1f}')}. "
+    axes.axhline(0, color=INK, lw=1, ls=":")
+    axes.set_xlim(low_x, high_x)
+    axes.set_ylim(low_y, high_y)
+    _linear_axis(axes.xaxis)
+    _linear_axis(axes.yaxis)
+    axes.set_xlabel("gain on each task while it is trained (points; right is more learnt)")
+    axes.set_ylabel("FM (points; up is less forgotten)")
+    _side_labels(axes, ends, [textwrap.fill(style_of(m).label, 26) for m in methods], [style_of(m) for m in methods])
+    return _describe(fig, text.rstrip())
+
+
+@rc_context(_RC)
+def over_tasks(methods: Mapping[str, Sequence[tuple[ArrayLike, ArrayLike]]]) -> Figure:
+    """Along a sequence: mean accuracy on the tasks trained so far, and of the prior probes. {method: [(P (T + 1, T), prior (T + 1,))]}, one a seed."""
+    groups = {
+        method: [(_numbers(p, "accuracies", 2), _numbers(prior, "prior accuracies", 1)) for p, prior in runs]
+        for method, runs in methods.items()
+    }
+    shapes = {(p.shape, prior.shape) for runs in groups.values() for p, prior in runs}
+    size = next(iter(shapes))[0][1] if shapes else 0
+    if not all(groups.values()) or shapes != {((size + 1, size), (size + 1,))}:
+        raise UserError(
+            "These are no sequences of equally many tasks: pass {method: [(P (T + 1, T), prior (T + 1,)), ...]}."
+        )
+    fig, ((left, right),) = _canvas(
+        11, 3.4, "Thin: one seed. Thick: mean over seeds.", left=0.65, right=2.4, top=0.4, cols=2, gap=0.65
+    )
+    text, ends = "Line charts against tasks trained. ", []
+    for method, some in groups.items():
+        style = style_of(method)
+        seen = np.array([[p[t, :t].mean() for t in range(1, size + 1)] for p, _ in some])
+        old = np.array([prior for _, prior in some])
+        for axes, values, at in ((left, seen, range(1, size + 1)), (right, old, range(size + 1))):
+            for line in values if len(values) > 1 else ():
+                axes.plot(at, line, color=style.color, ls=style.line, lw=0.8, alpha=0.6)
+            axes.plot(at, values.mean(0), color=style.color, ls=style.line, lw=2.2, marker=style.marker, ms=5)
+        ends.append((float(size), float(old[:, -1].mean())))
+        text += f"{style.label} (seeds: {len(some)}): tasks seen {seen[:, 0].mean():.0%} to {seen[:, -1].mean():.0%}, prior {old[:, 0].mean():.0%} to {old[:, -1].mean():.0%}. "
+    for axes, title in ((left, "Tasks trained so far: mean accuracy"), (right, "Prior probes: mean accuracy")):
+        axes.set_title(title, loc="left", fontsize=10)
+        axes.set_xlabel("tasks trained")
+        axes.set_ylim(-0.03, 1.03)
+        axes.set_xlim(-0.2, size + 0.2)
+        axes.xaxis.set_major_locator(FixedLocator(range(size + 1)))
+        _percent(axes, "y")
+    _side_labels(right, ends, [textwrap.fill(style_of(m).label, 24) for m in groups], [style_of(m) for m in groups])
+    return _describe(fig, text.rstrip())
+
+
+@rc_context(_RC)
+def risk_against_prediction(panels: Sequence[tuple[str, ArrayLike, ArrayLike]], xlabel: str) -> Figure:
+    """Measured risk of an estimator's update against a predicted one, a dot a prompt, log scales; panels (title, predicted, measured).
+
+    Where either is 0, as of groups without a signal, there is no dot; the caption counts them.
+    """
+    if not panels:
+        raise UserError("There is nothing to draw: pass (title, predicted, measured).")
+    made = [
+        (title, _numbers(x, f"predictions of {title!r}", 1), _numbers(y, f"risks of {title!r}", 1))
+        for title, x, y in panels
+    ]
+    if any(x.shape != y.shape for _, x, y in made):
+        raise UserError("Predictions and risks differ in number: pass one of each a prompt.")
+    kept = [(title, x[(x > 0) & (y > 0)], y[(x > 0) & (y > 0)]) for title, x, y in made]
+    if not all(len(x) for _, x, _ in kept):
+        raise UserError(
+            "A panel has no prompt with a risk above 0: take prompts that the policy gets right now and then."
+        )
+    left_out = ", ".join(
+        f"{title} {len(all_x) - len(x)} of {len(all_x)}"
+        for (title, x, _), (_, all_x, _) in zip(kept, made, strict=True)
+    )
+    caption = f"A dot a prompt. Dotted: measured as predicted. Not drawn, as one of the two is 0: {left_out}."
+    fig, (row,) = _canvas(10.5, 3.2, caption, left=0.8, top=0.4, cols=len(kept), gap=0.35, sharex=True, sharey=True)
+    both = np.concatenate([np.concatenate([x, y]) for _, x, y in kept])
+    text = f"Scatters, log scales, of the measured risk of an update against {xlabel}. "
+    for axes, (title, x, y) in zip(row, kept, strict=True):
+        axes.plot(x, y, "o", color=POINT, ms=4.5, alpha=0.75, ls="none")
+        axes.plot([both.min(), both.max()], [both.min(), both.max()], color=INK, ls=":", lw=1.4)
+        _log_axis(axes, "x", both, most=4)
+        _log_axis(axes, "y", both, most=6)
+        axes.set_title(title, loc="left", fontsize=10)
+        axes.set_xlabel(textwrap.fill(xlabel, 34))
+        above = float(np.exp(np.mean(np.log(y / x))))
+        text += f"{title}: {len(x)} prompts, measured {above:.3g} times the prediction (geometric mean). "
+    row[0].set_ylabel("measured risk")
+    return _describe(fig, text.rstrip())
+
+
+@rc_context(_RC)
+def norm_by_pass_rate(lines: Sequence[tuple[str, Mapping[float, tuple[float, int]]]]) -> Figure:
+    """Length of a group's gradient against its share of right replies: (label, {pass rate: (mean norm, groups)}), as `fisher.signal` has it.
+
+    Each line over its own largest norm, as estimators differ in scale. The caption counts the groups.
+    """
+    if not lines or not all(by_rate and max(norm for norm, _ in by_rate.values()) > 0 for _, by_rate in lines):
+        raise UserError(
+            "There is no gradient to draw: pass (label, {pass rate: (mean norm, groups)}) with a norm above 0."
+        )
+    first = lines[0][1]
+    caption = f"Mean over groups, each line over its own highest point. Groups at each share right: {', '.join(f'{rate:.3g}: {n}' for rate, (_, n) in sorted(first.items()))}."
+    fig, ((axes,),) = _canvas(8.5, 3.0, caption, left=0.75, right=2.2, top=0.15)
+    looks = [Style("", *look) for look in itertools.islice(itertools.cycle(LEVEL_LOOKS), len(lines))]
+    ends, text = [], "Line chart of the relative length of a group's gradient against its share of right replies. "
+    for (label, by_rate), look in zip(lines, looks, strict=True):
+        x = sorted(by_rate)
+        top = max(norm for norm, _ in by_rate.values())
+        y = [by_rate[rate][0] / top for rate in x]
+        axes.plot(x, y, color=look.color, ls=look.line, marker=look.marker, ms=5, lw=1.8)
+        ends.append((x[-1], y[-1]))
+        text += f"{label}: {', '.join(f'{b:.2f} at {a:.3g}' for a, b in zip(x, y, strict=True))}. "
+    axes.set_xlim(-0.04, 1.04)
+    axes.set_ylim(-0.04, 1.06)
+    _linear_axis(axes.yaxis)
+    _percent(axes, "x")
+    axes.set_xlabel("right replies of a group")
+    axes.set_ylabel("length of the gradient, relative")
+    _side_labels(axes, ends, [textwrap.fill(label, 22) for label, _ in lines], looks)
+    return _describe(fig, text.rstrip())
 
 
 # --- alt text and display ---------------------------------------------------------------------------------------------

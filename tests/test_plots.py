@@ -6,6 +6,7 @@ import re
 from xml.etree import ElementTree
 
 import fake_points
+import fake_sequences
 import fake_sums
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
-from rftkit import jigsaw, plots, prefix_rft, runs, spectra
+from rftkit import continual, jigsaw, plots, prefix_rft, runs, sequence, spectra
 from rftkit.config import UserError
 from rftkit.evals import Interval, t_interval
 
@@ -170,6 +171,69 @@ def sums_figures():
         ),
     )
     yield "pass, one line", plots.pass_at_k([("all", passes(("sums_practice",)))], "problems")
+    yield from sequence_figures()
+
+
+def sequence_figures():
+    drawn = sequence.tasks_of()
+    rows = [(name, (row := drawn[name].row(0, 0)).image, row.prompt, row.answer) for name in sequence.SEVEN]
+    yield "drawn tasks", plots.drawn_tasks(rows)
+    yield "drawn tasks, two", plots.drawn_tasks(rows[:2])
+    yield "groups", plots.groups_with_signal([(name, RIGHT) for name in sequence.SEVEN], 8)
+    yield "groups, one", plots.groups_with_signal([("unanswerable", [0, 0])], 8)
+    yield "matrices", plots.accuracy_matrices([matrix_panel(m) for m in ("sft", "grpo", "joint")])
+    yield "matrix, short", plots.accuracy_matrices([matrix_panel("sft", ("compose", "clutter"))])
+    for k, group in enumerate(plots.COMPANY[6:]):
+        yield f"gain, {k}", plots.gain_and_forgetting({m: gains(m) for m in group}, "T - 1, all t")
+    yield (
+        "gain, one run",
+        plots.gain_and_forgetting({"seven_sft": ([30.0], [0.0])}, "T, t from the task's own training on"),
+    )
+    yield "tasks", plots.over_tasks({m: paths(m) for m in plots.COMPANY[6] if m != "seven_joint"})
+    yield "tasks, one run of two", plots.over_tasks({"seven_sft": [(np.eye(3, 2), np.array([1, 0.9, 0.4]))]})
+    yield (
+        "risks",
+        plots.risk_against_prediction(
+            [(how, *risks(k)) for k, how in enumerate(("centred", "RLOO", "GRPO"))], "Var[r] R(g of SFT)"
+        ),
+    )
+    yield "risk, one", plots.risk_against_prediction([("centred", [1.0, 0.0], [0.5, 0.0])], "Var[r] E s'Fs")
+    yield (
+        "norms",
+        plots.norm_by_pass_rate([("RLOO", NORMS), ("GRPO, reward 0 or 1", NORMS), ("GRPO, reward .9 and .1", NORMS)]),
+    )
+    yield "norm, one rate", plots.norm_by_pass_rate([("RLOO", {0.5: (2.0, 3)})])
+
+
+RIGHT = [0, 0, 0, 3, 8, 2, 1, 0, 8, 5]
+NORMS = {k / 8: (3 * math.sqrt(k * (8 - k)), 9 - k) for k in range(9)}
+
+
+def matrix_panel(method, tasks=None):
+    found = [continual.Sequence(fake_sequences.sequence(method, s, tasks=tasks)) for s in range(3)]
+    return method, found[0].matrix.after, found[0].order, np.mean([f.matrix.accuracy for f in found], 0)
+
+
+def paths(method):
+    name, _, order = method.removeprefix("seven_").partition("_b")
+    del order
+    found = [
+        continual.Sequence(fake_sequences.sequence(name, s, "b" if method.endswith("_b") else "a")) for s in range(3)
+    ]
+    return [(f.matrix.accuracy, f.prior) for f in found]
+
+
+def gains(method):
+    if method == "seven_joint":  # one training, no FM
+        return [30.0, 33.0, 31.0], [0.0, 0.0, 0.0]
+    found = [p for p, _ in paths(method)]
+    return [100 * continual.new_task_gain(p) for p in found], [100 * continual.forgetting(p, "T-1") for p in found]
+
+
+def risks(k):
+    x = np.random.default_rng(k).lognormal(0, 2, 40)
+    x[:5] = 0
+    return x, x * np.random.default_rng(9).lognormal(-k, 0.5, 40)
 
 
 TOKENS = re.split(" ", "3 + 6 = 9 then 9 - 1 = 8 then 8 + 1 = 9 then 9 + 3 = 12")
@@ -242,7 +306,7 @@ def test_no_two_texts_overlap_and_none_is_cut_off(fig):
 
 @every_figure
 def test_every_figure_has_alt_text_and_one_svg(fig):
-    assert len(plots.alt_text(fig)) > 60 and "nan" not in plots.alt_text(fig)
+    assert len(plots.alt_text(fig)) > 60 and not re.search(r"\bnan\b", plots.alt_text(fig))
     svg = plots.to_svg(fig)
     ElementTree.fromstring(svg)
     assert svg == plots.to_svg(fig)
@@ -813,6 +877,81 @@ def test_sums_that_cannot_be_drawn_are_user_errors(draw, reason):
 # --- showing
 
 
+# --- figures of tasks in a row
+
+
+def test_a_matrix_is_drawn_in_percent_with_a_frame_round_what_was_just_trained():
+    p = np.array([[0.2, 0.3], [0.9, 0.25], [0.1, 0.75]])
+    fig = plots.accuracy_matrices([("SFT", ("base", "a", "b"), ("a", "b"), p)])
+    (axes,) = fig.axes
+    assert axes_texts(axes) == ["20", "30", "90", "25", "10", "75"]
+    framed = [cell.get_center() for cell in axes.patches if not cell.get_facecolor()[3]]
+    assert [tuple(map(round, at)) for at in framed] == [(0, 1), (1, 2)]  # a after a, b after b
+    assert "SFT, percent of a, b: after base 20, 30; after a 90, 25; after b 10, 75" in fig.alt
+    joint = FIGURES["matrices"].axes[2]
+    assert len(joint.patches) == 14 and all(cell.get_facecolor()[3] for cell in joint.patches)
+
+
+def test_gain_stands_beside_forgetting():
+    fig = plots.gain_and_forgetting({"seven_sft": ([40.0, 50.0], [-30.0, -34.0]), "seven_grpo": ([20.0], [-2.0])}, "T")
+    large = [line for line in fig.axes[0].lines if line.get_markersize() == 9]
+    assert [(line.get_xdata()[0], line.get_ydata()[0]) for line in large] == [(45, -32), (20, -2)]
+    assert "SFT: gain 45.0, FM −32.0. GRPO: gain 20.0, FM −2.0." in fig.alt and "FM: T." in words(fig)
+
+
+def test_along_a_sequence_only_tasks_that_were_trained_count():
+    p = np.array([[0.9, 0.1, 0.9], [0.5, 0.1, 0.9], [0.3, 0.7, 0.9], [0.1, 0.2, 0.6]])
+    fig = plots.over_tasks({"seven_sft": [(p, [1.0, 0.9, 0.8, 0.4])]})
+    left, right = fig.axes
+    assert left.lines[0].get_ydata() == pytest.approx([0.5, 0.5, 0.3]) and list(left.lines[0].get_xdata()) == [1, 2, 3]
+    assert right.lines[0].get_ydata() == pytest.approx([1, 0.9, 0.8, 0.4])
+    assert "tasks seen 50% to 30%, prior 100% to 40%" in fig.alt
+
+
+def test_groups_are_counted_as_none_some_and_all_right():
+    fig = plots.groups_with_signal([("a", [0, 8, 4, 2])], 8)
+    assert [bar.get_width() for bar in fig.axes[0].patches] == [0.25, 0.5, 0.25]
+    assert "a: none right 25%, some right 50%, all right 25%; 44% of replies" in fig.alt
+
+
+def test_prompts_without_a_risk_are_counted_not_drawn():
+    fig = FIGURES["risks"]
+    assert "centred 5 of 40" in words(fig) and all(len(axes.lines[0].get_xdata()) == 35 for axes in fig.axes)
+    same = plots.risk_against_prediction([("a", [1.0, 10.0], [2.0, 20.0])], "x")
+    assert "measured 2 times the prediction" in same.alt
+
+
+def test_norms_are_relative_and_their_groups_counted():
+    fig = FIGURES["norms"]
+    line = fig.axes[0].lines[0]
+    assert max(line.get_ydata()) == 1 and line.get_ydata()[0] == line.get_ydata()[-1] == 0
+    assert "0.125: 8" in words(fig)
+
+
+@pytest.mark.parametrize(
+    ("draw", "reason"),
+    [
+        (lambda: plots.drawn_tasks([]), "no examples"),
+        (lambda: plots.groups_with_signal([("a", [9])], 8), "no groups of 8"),
+        (lambda: plots.accuracy_matrices([]), "no matrix"),
+        (lambda: plots.accuracy_matrices([("a", ["base"], ["b"], [[1.5]])]), "no shares"),
+        (lambda: plots.accuracy_matrices([("a", ["base"], ["b", "c"], [[0.5]])]), "1 rows and 2 tasks"),
+        (lambda: plots.gain_and_forgetting({}, "T"), "nothing to draw"),
+        (lambda: plots.gain_and_forgetting({"seven_sft": ([1.0], [])}, "T"), "nothing to draw"),
+        (lambda: plots.gain_and_forgetting({"seven_x": ([1.0], [0.0])}, "T"), "'seven_x'"),
+        (lambda: plots.over_tasks({}), "no sequences"),
+        (lambda: plots.over_tasks({"seven_joint": [(np.ones((2, 7)), np.ones(2))]}), "no sequences"),
+        (lambda: plots.risk_against_prediction([], "x"), "nothing to draw"),
+        (lambda: plots.risk_against_prediction([("a", [1.0], [1.0, 2.0])], "x"), "differ in number"),
+        (lambda: plots.risk_against_prediction([("a", [0.0], [1.0])], "x"), "no prompt"),
+        (lambda: plots.norm_by_pass_rate([("a", {0.0: (0.0, 3)})]), "no gradient"),
+    ],
+)  # fmt: skip
+def test_sequences_that_cannot_be_drawn_are_user_errors(draw, reason):
+    with pytest.raises(UserError, match=reason):
+        draw()
+
+
 def test_show_embeds_svg_alt_text_and_takeaway(monkeypatch):
     shown = []
     monkeypatch.setattr("IPython.display.display", shown.append)
@@ -879,8 +1018,8 @@ def lab(color, matrix):
 @pytest.mark.parametrize("kind", BLINDNESS)
 @pytest.mark.parametrize(
     ("group", "least"),
-    [*zip(plots.COMPANY, (20, 22, 25, 22, 20, 25), strict=True)],
-    ids=("02", "04", "05", "06", "06 styles", "jigsaw"),
+    [*zip(plots.COMPANY, (20, 22, 25, 22, 20, 25, 22, 22, 22, 22, 22), strict=True)],
+    ids=("02", "04", "05", "06", "06 styles", "jigsaw", "07", "07 SFT", "07 KL", "07 RIF", "07 orders"),
 )
 def test_methods_that_share_a_figure_differ_in_colour_to_every_eye(group, least, kind):
     for a, b in itertools.combinations([plots.METHOD_STYLE[method].color for method in group], 2):
