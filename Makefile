@@ -7,14 +7,17 @@ VENV ?= .venv
 TORCH_INDEX ?=
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.rftkit-installed
+SITE_STAMP := $(VENV)/.rftkit-site-installed
 SITE := $(VENV)/lib/python*/site-packages
 
-.PHONY: help setup run test lab bench pretrain format clean
+.PHONY: help setup run test lab site slides bench pretrain format clean
 
 help:
 	@echo "make run       set up, run every notebook at the tiny tier, write build/html"
 	@echo "make test      set up, check the code, run the tests"
 	@echo "make lab       open the notebooks in JupyterLab"
+	@echo "make site      build the course as a book in HTML from what make run left: build/site/html"
+	@echo "make slides    build its slides alone: build/slides"
 	@echo "make bench     time the training loops beside plain TRL"
 	@echo "make pretrain  rebuild the tiny base model from nothing"
 	@echo "make format    put the code in its usual layout"
@@ -22,6 +25,7 @@ help:
 
 run: setup
 	$(BIN)/python -m rftkit run
+	@$(BIN)/python -m rftkit claims
 
 test: setup
 	$(BIN)/ruff check .
@@ -30,6 +34,12 @@ test: setup
 
 lab: setup
 	RFTKIT_HOME="$(CURDIR)/build" $(BIN)/jupyter lab notebooks
+
+site: setup $(SITE_STAMP)
+	$(BIN)/python -m rftkit.site
+
+slides: setup
+	$(BIN)/python -m rftkit.site --slides
 
 bench: setup
 	$(BIN)/python -m rftkit bench
@@ -59,4 +69,8 @@ $(STAMP): requirements.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -r requirements.txt
 	$(BIN)/python -m pip install --quiet --no-deps -e .
+	@touch $@
+
+$(SITE_STAMP): course/locks/site.txt $(STAMP)
+	$(BIN)/python -m pip install --quiet -c requirements.txt -r course/locks/site.txt
 	@touch $@

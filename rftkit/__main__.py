@@ -14,6 +14,7 @@ from rftkit.config import PRESETS, UserError
 
 OWN_COMMANDS = {  # command: (module, what it does)
     "bench": ("bench", "time an RFT step beside plain TRL"),
+    "claims": ("claims", "print what became of each claim of the papers, computed from run records"),
     "cost": ("cost", "predict memory, time and downloads of a notebook at a tier"),
     "launch": ("launch", "train a notebook's arms on several GPUs: accelerate, vLLM, or an export to EasyR1 or verl"),
     "exercises": ("exercises", "write a copy of a notebook's exercises, for learners or with the solutions"),
