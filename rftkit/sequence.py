@@ -3,7 +3,7 @@
 | name | the paper's | here |
 |---|---|---|
 | science | ScienceQA | a picture, a question and three lettered choices |
-| scenetext | TextVQA | two signs: read the one that is asked for |
+| scenetext | TextVQA | two signs: read the big or the small number |
 | unanswerable | VizWiz | the thing is not there, or the picture is blurred: "none" |
 | compose | GQA | the color of what lies left of, right of, above or below a named object |
 | geometry | Geometry3K | steps between two objects, along rows and columns |
@@ -114,23 +114,14 @@ def _science(rng: np.random.Generator, split: str) -> Asked:
 
 
 def _scenetext(rng: np.random.Generator, split: str) -> Asked:
-    across = bool(rng.random() < 0.5)  # the signs are told apart by their columns, or by their rows
-
-    def things() -> list[Thing]:
-        return [*_objects(rng, 0, 3), *_signs(rng)]
-
-    def word(cell: Cell) -> str:
-        return LIGHTS[cell.place % GRID] if across else ROWS[cell.place // GRID]
-
-    def fits(cells: tuple[Cell, ...]) -> bool:
-        return len({word(c) for c in cells if c.digit is not None}) == 2
-
-    cells = _layout(rng, things, split, fits)
-    sign = _one(rng, [c for c in cells if c.digit is not None])
-    thinking = f"the sign at {_place(sign)} says {sign.digit} ."
-    return Asked(
-        f"at {word(sign)} : which number is on one sign ?", thinking, str(sign.digit), scenes.draw(cells, rng).image
-    )
+    digits = sorted(int(d) for d in rng.choice(10, 2, replace=False))
+    signs: list[Thing] = [("sign", None, d) for d in digits]
+    cells = _layout(rng, lambda: [*_objects(rng, 0, 3), *signs], split, _always)
+    big = bool(rng.random() < 0.5)
+    said = str(digits[big])
+    thinking = f"the sign says {digits[0]} and {digits[1]} , so {said} ."
+    question = f"which {'big' if big else 'small'} number is on the sign ?"
+    return Asked(question, thinking, said, scenes.draw(cells, rng).image)
 
 
 def _unanswerable(rng: np.random.Generator, split: str) -> Asked:
@@ -346,15 +337,15 @@ def form(completions: list[Any], **_: Any) -> list[float]:
 # --- the practised form ------------------------------------------------------------------------------------------------------
 
 
-# What the base practises before the sequence begins. The eight probes, plain, with THINK and with SHORT. And three kinds of
-# questions that are new, on what the probes ask for: one that has no answer, one with lettered choices, and *open* ones with
-# several right answers, of which one is drawn. The open ones make it sample: asked something new it answers like the nearest
+# What the base practises before the sequence begins. The eight probes, plain, with THINK and with SHORT. And four kinds of
+# questions that are new, on what the probes ask for: some that have no answer, some with lettered choices, what is at a place, and
+# *open* ones with several right answers, of which one is drawn. The open ones make it sample: asked something new it answers like the nearest
 # question that it knows, and always the same unless that question has many answers.
 
 
 @dataclass(frozen=True)
 class FormPlan:
-    """SFT of `steps` updates at `lr`; the shares of questions without an answer, with choices and open, the rest being the probes'
+    """SFT of `steps` updates at `lr`; the shares of questions some of which have no answer, with choices, about a place and open, the rest being the probes'
     own, a share `plain` of these as they are; `thinking` is the share of the others that is asked with reasoning."""
 
     steps: int = 300
