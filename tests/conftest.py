@@ -55,3 +55,14 @@ def small_preset(small_base):
         eval_batch=6,
         train_n=64,
     )
+
+
+@pytest.fixture(autouse=True)
+def no_autocast_is_left_on():
+    """One test once left bfloat16 on for all that came after it."""
+    yield
+    import torch
+
+    left = torch.is_autocast_enabled("cpu")
+    torch.set_autocast_enabled("cpu", False)
+    assert not left, "this test leaves autocast on: switch it off at its end"

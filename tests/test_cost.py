@@ -92,6 +92,8 @@ def kept_bytes(model, rows, length, autocast):
         torch.autocast("cpu", torch.bfloat16, enabled=autocast),
     ):
         inner(input_ids=ids, attention_mask=mask, use_cache=False)
+    # where is_autocast_enabled is replaced below, leaving the context restores its answer: autocast for every later test
+    torch.set_autocast_enabled("cpu", False)
     return sum(t.untyped_storage().nbytes() for t in kept.values())
 
 
