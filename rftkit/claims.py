@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import re
 import sys
 import textwrap
@@ -250,9 +249,7 @@ def _parted(page: Path) -> tuple[str, str, str]:
 def write(page: Path, lines: Sequence[Line]) -> None:
     """Put the table between the page's markers, whole or not at all."""
     head, _, tail = _parted(page)
-    part = page.with_name(f".{page.name}.{os.getpid()}.part")
-    part.write_text(f"{head}{BEGIN}\n\n{markdown(lines)}\n\n{END}{tail}", encoding="utf-8")
-    os.replace(part, page)
+    runs.write_whole(page, f"{head}{BEGIN}\n\n{markdown(lines)}\n\n{END}{tail}")
 
 
 def differences(page: Path, lines: Sequence[Line]) -> list[str]:

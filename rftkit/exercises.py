@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import argparse
 import ast
-import contextlib
-import os
 import re
 import tomllib
 from dataclasses import dataclass
@@ -19,7 +17,7 @@ from typing import Any
 
 from rftkit.config import UserError
 from rftkit.notebooks import find_notebooks, notebooks_folder, read_notebook
-from rftkit.runs import output_home
+from rftkit.runs import output_home, write_whole
 
 FOLDER = Path(__file__).parent.parent / "course" / "exercises"
 
@@ -185,18 +183,12 @@ def _solved(stub: str, solution: str) -> str:
 # --- the command ----------------------------------------------------------------------------------------------------------------
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write `text` to `path`, whole or not at all. Raises UserError."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+def write_out(path: Path, text: str) -> None:
+    """Write what --out names. Raises UserError."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
+        write_whole(path, text)
     except OSError as error:
         raise UserError(f"{path} was not written ({error.strerror or error}): name another with --out.") from error
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
 
 
 def main(argv: list[str]) -> int:
@@ -214,6 +206,6 @@ def main(argv: list[str]) -> int:
     path = args.out or output_home() / "exercises" / name
     if args.out and (args.out.suffix != ".ipynb" or args.out.resolve().is_relative_to(notebooks_folder().resolve())):
         raise UserError(f"--out {args.out} does not fit: name a file .ipynb outside the course's own notebooks.")
-    write_whole(path, nbformat.writes(copy) + "\n")
+    write_out(path, nbformat.writes(copy) + "\n")
     print(path)
     return 0

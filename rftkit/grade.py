@@ -25,7 +25,7 @@ from typing import Any
 
 import rftkit
 from rftkit.config import UserError
-from rftkit.exercises import Exercise, catalogue, write_whole
+from rftkit.exercises import Exercise, catalogue, write_out
 
 SECONDS = 60.0  # of a check and the cell before it; a check gives up by itself after check.LIMIT
 MEMORY = 2 << 30  # bytes beyond what the check itself holds
@@ -305,7 +305,7 @@ def main(argv: list[str]) -> int:
     grades = grade(args.notebook)
     text = json.dumps(report(args.notebook.name, grades), indent=2, ensure_ascii=False) + "\n"
     if args.out:
-        write_whole(args.out, text)
+        write_out(args.out, text)
         for g in grades:
             print(f"{g.exercise}: {g.points} of {g.of}. {g.message}")
     else:

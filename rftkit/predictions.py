@@ -6,10 +6,8 @@ notebook, under RFTKIT_HOME. The first prediction of a question counts: one made
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -18,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from rftkit.config import UserError
-from rftkit.runs import output_home
+from rftkit.runs import output_home, write_whole
 
 Value = float | str | None
 Row = Sequence[Any]  # question, what the reader said, what was measured, and perhaps more
@@ -101,17 +99,11 @@ def _measured(shown: Any, number: bool) -> Value:
 
 
 def _write(path: Path, kept: Sequence[Prediction]) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    text = json.dumps([asdict(p) for p in kept], indent=1, ensure_ascii=False) + "\n"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps([asdict(p) for p in kept], indent=1, ensure_ascii=False) + "\n"
-        part.write_text(text, encoding="utf-8", errors="replace")
-        os.replace(part, path)
+        write_whole(path, text.encode("utf-8", "replace").decode("utf-8"))
     except OSError as error:
         raise UserError(f"The predictions {path} were not written ({error}): set RFTKIT_HOME elsewhere.") from error
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
 
 
 def load(path: Path) -> list[Prediction]:

@@ -11,7 +11,6 @@ import dataclasses
 import hashlib
 import itertools
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from rftkit import jigsaw, policy
+from rftkit import jigsaw, policy, runs
 from rftkit.config import Preset, UserError
 from rftkit.recording import last_checkpoint
 from rftkit.scenes import GRID, GROUNDS, LIGHTS
@@ -164,13 +163,9 @@ def card_text(card: dict[str, Any]) -> str:
 def save(kept: Kept, path: Path) -> None:
     """One JSON line for the card, one a reply. Whole or not at all."""
     lines = [{"card": kept.card}, *({"index": r.index, "sample": r.sample, "step": r.step, "text": r.text} for r in kept.rollouts)]
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
-        os.replace(part, path)
+        runs.write_whole(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise UserError(f"The rollouts {path} were not written ({error.strerror or error}): free some space.") from error
 
 

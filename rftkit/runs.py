@@ -88,14 +88,12 @@ def run_dir(home: Path, name: str) -> Path:
     return path
 
 
-def save_record(record: RunRecord, path: Path) -> None:
-    """Write the record as JSON, whole or not at all: a reader sees the old file or the new one, never half of one.
+def write_whole(path: Path, text: str) -> None:
+    """Write `text` to `path`, whole or not at all: a reader sees the old file or the new one, never half of one. Raises OSError, and
+    the old file is then as it was.
 
-    The text goes to a file beside `path`, is flushed to disk, then takes its name in one step. If that fails (disk
-    full, no permission) the old file is as it was and UserError says why. NaN and infinities are written as null.
+    The text goes to a file beside `path`, is flushed to disk, then takes its name in one step.
     """
-    path = Path(path)
-    text = _to_json(record)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")  # same folder: a rename is atomic only within a disk
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -104,14 +102,22 @@ def save_record(record: RunRecord, path: Path) -> None:
             file.flush()
             os.fsync(file.fileno())  # else a power cut could leave the new name on an empty file
         os.replace(part, path)
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+def save_record(record: RunRecord, path: Path) -> None:
+    """Write the record as JSON (`write_whole`). If that fails (disk full, no permission) UserError says why. NaN and infinities are
+    written as null."""
+    path = Path(path)
+    try:
+        write_whole(path, _to_json(record))
     except OSError as error:
         raise UserError(
             f"The run record {path} was not written ({error.strerror or error}), an earlier one is untouched: "
             "free some space or set RFTKIT_HOME to a folder you can write."
         ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
 
 
 def load_record(path: Path) -> RunRecord:

@@ -17,6 +17,7 @@ Qwen2.5-VL-Instruct knows it from elsewhere. One extractor reads the answers of 
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -29,7 +30,6 @@ from PIL import Image, ImageFilter
 from rftkit import evals, recording, scenes
 from rftkit.config import Preset, UserError
 from rftkit.policy import Policy, generate
-from rftkit.rft import Practice
 from rftkit.scenes import CELL, COLORS, GRID, LIGHTS, SHAPES, Cell
 from rftkit.sft import Data, Lazy, train_sft
 from rftkit.tasks import PROBES, RELATIONS, ROWS, Row, Task, Verdict
@@ -269,25 +269,6 @@ def tasks(preset: Preset, thinking: bool = True) -> dict[str, Task]:
     return sequence_hub.tasks(preset, thinking)
 
 
-def demonstrations(preset: Preset, seed: int, name: str, thinking: bool = True) -> Data:
-    """The training rows of one task with their reference replies, for SFT."""
-    task = _known(preset, name, thinking)
-    form = "thinking" if thinking else "direct"
-    return Data(f"{name}, {form}", lambda policy, folder: Lazy(preset.train_n, lambda i: task.row(seed, i, "train")))
-
-
-def practice(preset: Preset, name: str, thinking: bool = True) -> Practice:
-    """One drawn task and its reward, for RFT: 0.9 for the answer and, with thinking, 0.1 for the form."""
-    rewards = (accuracy, form) if thinking else (accuracy,)
-    return Practice(f"{name}, {'thinking' if thinking else 'direct'}", _known(preset, name, thinking), rewards)
-
-
-def _known(preset: Preset, name: str, thinking: bool) -> Task:
-    if name not in SEVEN:
-        raise UserError(f"There is no task {name!r} in the sequence: choose one of {', '.join(SEVEN)}.")
-    return tasks(preset, thinking)[name]
-
-
 # --- scoring: one extractor for all methods, whatever they were asked for -----------------------------------------------------
 
 ANSWERS = frozenset(
@@ -402,7 +383,10 @@ def form_base(preset: Preset, home: Path | None = None, plan: FormPlan = FORM) -
         raise UserError(
             f"The model of the preset {preset.name!r} knows the form: it needs no practice, so begin with it as it is."
         )
-    data = Data(f"the form {plan}", lambda policy, folder: form_rows(0, preset.train_n, plan))
+    # the wording is part of the run's settings: a changed question makes another base
+    said = "\n".join(f"{row.prompt} {row.answer}" for row in (form_row(0, i, plan) for i in range(64)))
+    digest = hashlib.sha256(said.encode()).hexdigest()[:8]
+    data = Data(f"the form {plan} {digest}", lambda policy, folder: form_rows(0, preset.train_n, plan))
     record, _ = train_sft(
         preset, 0, name="sequence_form", data=data, lr=plan.lr, steps=plan.steps, save_at={plan.steps}, evaluate=_form_evaluation(plan),
         home=home,

@@ -149,9 +149,6 @@ def tasks(preset: Preset, thinking: bool = True) -> dict[str, Task]:
     return {name: _published(name, ask, fit, thinking) for name, ask in _ASK.items()}
 
 
-tasks_of = tasks  # as `sequence` names it
-
-
 def probes(preset: Preset, thinking: bool = False) -> dict[str, Task]:
     """General ability: MMMU, MMLU-Pro and POPE, asked both ways in the paper. MMMU and POPE are `hub.probes`'s."""
     known = hub.probes(preset)
@@ -595,8 +592,8 @@ def value(text: str) -> float | None:
     """The number that a short piece of LaTeX or plain text stands for: integers, decimals, roots, fractions, powers and pi.
 
     What follows the last "=" counts; units and words are passed over; 4 \\frac{4}{11} is a mixed number, 4 \\frac{17}{2} a
-    product. None for anything else, as two numbers, a variable, or more than 200 characters. A calculator of our own:
-    Math-Verify is no requirement of the kit, and nothing is evaluated.
+    product. None for anything else, as two numbers, a variable, or more than 200 characters. A calculator of our own,
+    strict about what it reads; nothing is evaluated.
     """
     if len(text) > 200:
         return None

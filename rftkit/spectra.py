@@ -19,7 +19,6 @@ import argparse
 import dataclasses
 import json
 import math
-import os
 import re
 import statistics
 import zlib
@@ -35,6 +34,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from tqdm import tqdm
 
+from rftkit import runs
 from rftkit.config import BUNDLED, BUNDLED_DIR, CARDS, CARDS_DIR, UserError
 
 _RANK = 1e-7  # singular values below this part of the largest are rounding in a float64 Gram matrix: their vectors are noise
@@ -696,13 +696,9 @@ def _fingerprint(folder: Path) -> int:
 def _write(path: Path, header: dict[str, Any], done: Reports) -> None:
     """All lines anew into a file beside, which then takes the name: a reader sees the old file or the new one."""
     lines = [header, *({"name": n, "report": r and dataclasses.asdict(r)} for n, r in done.items())]
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-        os.replace(part, path)
+        runs.write_whole(path, "".join(json.dumps(line) + "\n" for line in lines))
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise UserError(f"{path} was not written ({error.strerror or error}): name another file with --out.") from error
 
 

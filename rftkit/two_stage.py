@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -428,7 +427,4 @@ def load_study(path: Path) -> dict[str, Any]:
 
 def save_study(found: dict[str, Any], path: Path) -> None:
     """Write a study atomically, one matrix or edit apart."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    os.replace(part, path)
+    runs.write_whole(path, json.dumps(found, indent=1) + "\n")

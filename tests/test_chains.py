@@ -157,14 +157,13 @@ def test_the_practised_style_goes_step_by_step():
 
 
 def test_wrong_demonstrations_err_wherever_a_prefix_may_end():
+    differ = []
     for row in (row for row in rows() if row.data["level"] > 2):
         said, right = chains.wrong(3)(row), row.answer
         assert chains.score(said, row.data["chain"]) == "wrong" and 0 <= last(said) <= chains.LARGEST
-        n = len(right.split())
-        shown = said.split()[: int(0.95 * n)], right.split()[: int(0.95 * n)]
-        assert shown[0] != shown[1] or abs(last(said) - row.data["value"]) >= 1
-    longest = [(chains.wrong(3)(row).split()[:-1], row.answer.split()[:-1]) for row in rows() if row.data["level"] > 2]
-    assert sum(a != b for a, b in longest) > 0.9 * len(longest)  # errors that do not fit into the vocabulary go to the last step
+        longest = int(0.95 * len(right.split()))  # tokens of a prefix
+        differ.append(said.split()[:longest] != right.split()[:longest])
+    assert sum(differ) > 0.9 * len(differ)  # errors that do not fit into the vocabulary go to the last step
 
 
 def test_a_weak_oracle_ends_wrong_as_often_as_stated():

@@ -1,3 +1,4 @@
+import dataclasses
 import re
 import time
 from collections import Counter
@@ -320,17 +321,13 @@ def test_the_form_base_is_a_run_with_weights(small_preset, tmp_path):
         sequence.form_base(get_preset("qlora"), tmp_path)
 
 
-# --- what trainers ask for --------------------------------------------------------------------------------------------------------
-
-
-def test_demonstrations_and_practice_are_of_the_training_split(small_preset):
-    data = sequence.demonstrations(small_preset, 3, "compose")
-    row, expected = data.rows(None, None)[4], TASKS["compose"].row(3, 4, "train")
-    assert (row.prompt, row.answer) == (expected.prompt, expected.answer) and sequence.form_ok(row.answer)
-    direct = sequence.demonstrations(small_preset, 3, "compose", thinking=False)
-    assert direct.rows(None, None)[4].answer == row.data["target"] and direct.name != data.name
-    assert sequence.practice(small_preset, "texture").rewards == (sequence.accuracy, sequence.form)
-    assert sequence.practice(small_preset, "texture", thinking=False).rewards == (sequence.accuracy,)
-    with pytest.raises(UserError, match="no task 'jigsaw'"):
-        sequence.demonstrations(small_preset, 3, "jigsaw")
+def test_every_tier_has_the_seven_in_the_papers_order(small_preset):
     assert tuple(sequence.tasks(small_preset)) == SEVEN == tuple(sequence.tasks(get_preset("qlora")))
+
+
+def test_another_wording_is_another_base(small_preset, tmp_path, monkeypatch):
+    plan = sequence.FormPlan(steps=2, asked=2)
+    before = sequence.form_base(small_preset, tmp_path, plan)
+    drawn = sequence._open
+    monkeypatch.setattr(sequence, "_open", lambda rng: dataclasses.replace(drawn(rng), question="look ."))
+    assert sequence.form_base(small_preset, tmp_path, plan).weights != before.weights
