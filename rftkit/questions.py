@@ -20,7 +20,20 @@ import numpy as np
 import torch
 from PIL import Image
 
-from rftkit import continual, dynamics, estimators, evals, jigsaw, points, prefix_rft, rollouts, runs, spectra
+from rftkit import (
+    continual,
+    dynamics,
+    estimators,
+    evals,
+    fisher,
+    jigsaw,
+    points,
+    prefix_rft,
+    rif,
+    rollouts,
+    runs,
+    spectra,
+)
 from rftkit.config import UserError
 from rftkit.scenes import rng_for
 
@@ -725,6 +738,151 @@ def leave_one_out(rng: Rng) -> Question:
     )  # fmt: skip
 
 
+def _in_a_row(rng: Rng, base: Sequence[int], gains: Sequence[int], losses: Sequence[int]) -> np.ndarray:
+    """P (T + 1, T) in percent: each task gains by its own training, and loses up to its `losses` with every task after it."""
+    size = len(base)
+    p = np.tile(np.array(base), (size + 1, 1))
+    for j in range(size):
+        p[j + 1 :, j] += gains[j]
+        p[j + 2 :, j] -= np.cumsum(rng.integers(0, losses[j] + 1, size - j - 1))
+    return np.clip(p, 0, 99)
+
+
+def _matrix_table(p: np.ndarray) -> str:
+    size = p.shape[1]
+    rows = [["before any" if t == 0 else f"after task {t}", *row] for t, row in enumerate(p)]
+    return _table(["", *(f"task {j}" for j in range(1, size + 1))], rows)
+
+
+def four_readings(rng: Rng) -> Question:
+    size = int(rng.choice([3, 4]))
+    draw = [rng.integers(*limits, size).tolist() for limits in ((15, 40), (25, 45), (4, 12))]
+    p = _in_a_row(rng, *draw)
+    early = int(rng.integers(1, size))  # this task is at its best before its own training
+    p[early, early] = p[1:, early].max() + int(rng.integers(3, 15))
+    whole = p.astype(float)
+    found = [continual.forgetting(whole, n, peak) for peak in ("all", "after_learning") for n in ("T", "T-1")]
+    drops = [[int(p[-1, j] - p[first(j) :, j].max()) for j in range(size)] for first in (lambda j: 1, lambda j: j + 1)]
+    return Question(
+        "four_readings", "07", 3, 9,
+        f"{size} tasks were trained in the order of the columns. Accuracy in percent:\n\n{_matrix_table(p)}\n\nGive FM in its four readings: the best over all rows from the first training on, "
+        "and the best from the task's own training on, each divided by T and by T - 1. At which task do the two kinds of best differ?",
+        f"All rows: {_number(found[0])} with T, {_number(found[1])} with T - 1. From its own training on: {_number(found[2])} and {_number(found[3])}. They differ at task {early + 1}.",
+        f"T is {size}, the number of columns; the first row belongs to neither reading. Last minus best, all rows: {_order(drops[0])}; from the own training on: {_order(drops[1])}. "
+        f"Task {early + 1} stood highest after task {early}, before it was trained itself. One reading calls that forgetting, the other says that it was never learnt.",
+        {"matrix": p.tolist(), "early": early + 1}, [*found, early + 1],
+    )  # fmt: skip
+
+
+def gain_beside_fm(rng: Rng) -> Question:
+    while True:
+        base = rng.integers(20, 35, 3).tolist()
+        much = _in_a_row(rng, base, rng.integers(35, 55, 3).tolist(), [6, 6, 0])
+        little = _in_a_row(rng, base, rng.integers(2, 8, 3).tolist(), [3, 3, 0])
+        gains = [continual.new_task_gain(p.astype(float)) for p in (much, little)]
+        fms = [continual.forgetting(p.astype(float)) for p in (much, little)]
+        prices = [100 * -fm / gain for fm, gain in zip(fms, gains, strict=True)]
+        if fms[0] < fms[1] < 0 and prices[0] < 0.8 * prices[1]:
+            break
+    names = ("A", "B") if rng.random() < 0.5 else ("B", "A")  # which of them learns much
+    by = {
+        name: (p, gain, fm, price)
+        for name, p, gain, fm, price in zip(names, (much, little), gains, fms, prices, strict=True)
+    }
+    tables = "\n\n".join(f"Method {name}:\n\n{_matrix_table(by[name][0])}" for name in "AB")
+    told = "; ".join(
+        f"{name}: gain {_number(by[name][1])}, FM {_number(by[name][2])}, {_number(by[name][3], 1)} for each 100 gained"
+        for name in "AB"
+    )
+    return Question(
+        "gain_beside_fm", "07", 2, 8,
+        f"Two methods learnt three tasks in a row from one base. Accuracy in percent:\n\n{tables}\n\nGive the gain of each (mean of what a task's own training gave on it), its FM (all rows from the "
+        "first training on, divided by T), and the points forgotten for each 100 gained. Which has the better FM, and is that what one wants to know?",
+        f"{told}. FM is better for {names[1]}, which hardly learnt.",
+        f"Gain: the mean of the diagonal steps, row j minus row j - 1 in column j. FM is 0 for a method that learns nothing, so it says nothing alone: for what it learnt {names[0]} lost less.",
+        {"A": by["A"][0].tolist(), "B": by["B"][0].tolist()}, [x for name in "AB" for x in by[name][1:]],
+    )  # fmt: skip
+
+
+def form_only_group(rng: Rng) -> Question:
+    size = int(rng.choice([6, 8, 10, 12]))
+    bad = int(rng.integers(1, size // 2 + 1))
+    rewards = torch.tensor([0.1] * (size - bad) + [0.0] * bad, dtype=torch.float64)
+    pairs = [
+        [float(a[0]), float(a[-1])] for a in (fisher.advantages(rewards, "grpo"), fisher.advantages(rewards, "rloo"))
+    ]
+    return Question(
+        "form_only_group", "07", 2, 6,
+        f"A right answer earns 0.9, the asked form 0.1. Of {size} replies to a question none is right; {bad} {'is' if bad == 1 else 'are'} malformed, the others are in form. Give the advantage of a reply in "
+        "form and of a malformed one, under GRPO (minus mean, over the standard deviation with n - 1; the tiny number that is added to it does not show) and under RLOO. What does the group teach?",
+        f"GRPO {_numbers(pairs[0], 3, True)}; RLOO {_numbers(pairs[1], 4, True)}. The form alone.",
+        f"Mean {_number(float(rewards.mean()), 4)}, standard deviation {_number(float(rewards.std()), 4)}. GRPO's numbers are those of a group with {size - bad} right and {bad} wrong replies at 1 and 0: "
+        "dividing by the deviation blows the tenth up to full size. RLOO's are a tenth of that group's. So under GRPO a question that nobody can solve may still move the model.",
+        {"size": size, "bad": bad}, pairs,
+    )  # fmt: skip
+
+
+def keep_rule(rng: Rng) -> Question:
+    right = [0, 8, *rng.choice([0, 0, 1, 2, 3, 5, 7, 8, 8], int(rng.integers(6, 9))).tolist()]
+    right = [right[i] for i in rng.permutation(len(right))]
+    n, updates = len(right), int(rng.choice([40, 60, 100]))
+    drawn = [
+        rollouts.Rollout(i, k, 0, f"reply {k}", float(k < c), float(k < c), 1.0)
+        for i, c in enumerate(right, start=1)
+        for k in range(8)
+    ]
+    kept = [sorted({r.index for r in rif.kept_by(drawn, rule).rollouts}) for rule in ((1, 8), (1, 7))]
+    shares, fewer = [100 * len(some) / n for some in kept], -(-updates * len(kept[0]) // n)
+    return Question(
+        "keep_rule", "07", 1, 5,
+        f"Before a task the policy tries each of {n} instances eight times. Right replies, by instance from 1 on: {_order(right)}. Which instances does RIF keep by the released code's rule (1 to 8 right), "
+        f"which by the other reading (1 to 7), and what percentage is that? All {n} instances would be trained on for {updates} updates: how many does the first rule leave, at as many passes over the data (rounded up)?",
+        f"1 to 8: {_order(kept[0]) or 'none'} ({_number(shares[0], 1)} %); 1 to 7: {_order(kept[1]) or 'none'} ({_number(shares[1], 1)} %); {fewer} updates",
+        f"Nothing right is no signal for accuracy, so both rules drop it; all eight right is none either, and there the readings part. {updates} x {len(kept[0])}/{n}, rounded up, is {fewer}. "
+        "The policy that tries is the one before *this* task: for the next task it is asked anew.",
+        {"right": right, "updates": updates}, [*kept, *shares, fewer],
+    )  # fmt: skip
+
+
+def size_matched(rng: Rng) -> Question:
+    n, updates = int(rng.choice([400, 500, 640, 800])), int(rng.choice([50, 60, 80, 100]))
+    k = int(n * rng.choice([0.35, 0.45, 0.6, 0.75]))
+    fewer = -(-updates * k // n)
+    question = Question(
+        "size_matched", "07", 2, 4,
+        f"A filter keeps {k} of {n} instances, those that the policy solves at least once in eight tries. GRPO trains on them for {fewer} updates, as many passes as {updates} updates are over all {n}. It ends "
+        "a little below GRPO on all. Which control tells whether it matters *which* instances are left, and not how many?",
+        "", f"It must hold equal how many instances there are *and* how often each is seen: {k} at random, {fewer} updates, same base, order, seeds and rate. {updates} updates on them would be more passes; all {n} "
+        f"instances differ in number. What stays unequal is the price: the filter wrote 8 x {n} replies before it began, so compare the cost with those counted in.",
+        {"n": n, "k": k, "updates": updates}, None,
+    )  # fmt: skip
+    wrong = [
+        f"{k} instances drawn at random, {updates} updates",
+        f"all {n} instances, {fewer} updates",
+        f"all {n} instances, {updates} updates",
+    ]
+    return _choice(rng, question, f"{k} instances drawn at random, {fewer} updates", wrong)
+
+
+def two_answer_risk(rng: Rng) -> Question:
+    p, f = float(rng.choice(np.arange(1, 10)) / 10), float(rng.choice([1, 2, 4]))
+    pi, scores = torch.tensor([p, 1 - p], dtype=torch.float64), torch.tensor([[1 - p], [-p]], dtype=torch.float64)
+    earlier = fisher.Fisher(torch.tensor([[math.sqrt(f)]], dtype=torch.float64), torch.ones(1, dtype=torch.float64))
+    one = fisher.law(fisher.group(scores, torch.tensor([1.0, 0.0]), scores[0], earlier, math.log(p), pi))
+    exact, digits = one.risk["centred"], 4
+    return Question(
+        "two_answer_risk", "07", 3, 9,
+        f"A model with one weight chooses between the gold answer, with probability {p:g}, and another one. Their scores (gradients of log pi) are {1 - p:g} and {-p:g}; gold earns 1, the other 0. For the "
+        f"earlier tasks F = {f:g}. Give R(g) = g F g of SFT's direction, the variance of the reward, their product (the paper's prediction), and the mean risk of RFT's direction (r - mean) s, exactly. "
+        "By which factor is the prediction off?",
+        f"R of SFT {_number(one.gold, digits)}, variance {_number(one.variance, digits)}, product {_number(one.predicted, digits)}; exactly {_number(exact, digits)}, {_number(exact / one.predicted)} times that",
+        f"SFT: {1 - p:g}^2 x {f:g}. Variance: {p:g} x {1 - p:g}. RFT: gold moves by {1 - p:g} x {1 - p:g}, the other by {-p:g} x {-p:g}; their risks, weighed with their probabilities, add up to "
+        f"{p:g} x {1 - p:g}^4 x {f:g} + {1 - p:g} x {p:g}^4 x {f:g}. Two steps lie between: the coupling, {_number(one.coupling, 3)}, and the swap, {_number(one.swap, 3)}; their product is the factor. "
+        "Where gold is rare both are far from 1 and nearly cancel; where it is nearly sure, the rare wrong answer carries the risk and the prediction is far too low.",
+        {"p": p, "F": f}, [one.gold, one.variance, one.predicted, exact, exact / one.predicted],
+    )  # fmt: skip
+
+
 # --- sheets ---------------------------------------------------------------------------------------------------------------
 
 BANK: dict[str, tuple[Kind, ...]] = {  # notebook: its kinds
@@ -734,7 +892,16 @@ BANK: dict[str, tuple[Kind, ...]] = {  # notebook: its kinds
     "04": (kept_replies, dft_weights),
     "05": (card_rules, formula_accepted, formula_rewards, forced_zeros, plane_angle, swap_lengths),
     "06": (prefix_drawn, prefix_weight, top_fifth, pass_at_k),
-    "07": (forgetting_measure, leave_one_out),
+    "07": (
+        forgetting_measure,
+        leave_one_out,
+        four_readings,
+        gain_beside_fm,
+        form_only_group,
+        keep_rule,
+        size_matched,
+        two_answer_risk,
+    ),
 }
 KINDS: tuple[Kind, ...] = tuple(kind for kinds in BANK.values() for kind in kinds)
 

@@ -220,6 +220,64 @@ def others(q):
     return [r - mean(rewards[:i] + rewards[i + 1 :]) for i, r in enumerate(rewards)]
 
 
+def best_minus_last(p, own):
+    """Sum over tasks of last minus best, row 0 left out; with `own` from the task's own training on."""
+    last = len(p) - 1
+    return sum(p[last][j] - max(p[t][j] for t in range(1, last + 1) if t > j or not own) for j in range(last))
+
+
+def read_four_ways(q):
+    p = q.given["matrix"]
+    sums = [best_minus_last(p, own) for own in (False, True)]
+    early = [j for j in range(len(p) - 1) if max(row[j] for row in p[1:]) > max(row[j] for row in p[j + 1 :])]
+    assert early == [q.given["early"] - 1]  # else both readings are one, or part at a second place
+    return [*(x / n for x in sums for n in (len(p) - 1, len(p) - 2)), early[0] + 1]
+
+
+def learnt_and_lost(q):
+    found = []
+    for name in "AB":
+        p = q.given[name]
+        gain, fm = mean(p[j + 1][j] - p[j][j] for j in range(3)), best_minus_last(p, False) / 3
+        found += [gain, fm, -100 * fm / gain]
+    assert (found[1] < found[4]) == (found[2] < found[5])  # the better FM has the worse price
+    return found
+
+
+def of_form(q):
+    """By counting: for two values the deviations depend on the share alone."""
+    n, share = q.given["size"], q.given["bad"] / q.given["size"]
+    spread = math.sqrt(share * (1 - share) * n / (n - 1))
+    tenth = n / (n - 1) / 10
+    return [[share / spread, (share - 1) / spread], [share * tenth, (share - 1) * tenth]]
+
+
+def tried(q):
+    right = q.given["right"]
+    kept_ = [[i for i, c in enumerate(right, start=1) if 0 < c < most] for most in (9, 8)]
+    shares = [100 * len(some) / len(right) for some in kept_]
+    assert shares[0] > shares[1]  # or the two rules could not be told apart
+    return [*kept_, *shares, math.ceil(Fraction(q.given["updates"] * len(kept_[0]), len(right)))]
+
+
+def same_number_and_passes(q):
+    n, k, updates = (q.given[key] for key in ("n", "k", "updates"))
+    fair = []
+    for choice in q.choices:
+        amount, steps_ = map(int, re.findall(r"\d+", choice))
+        if amount == k and 0 <= steps_ - updates * k / n < 1:  # as many, and as often
+            fair.append(choice)
+    assert len(fair) == 1
+    return fair[0]
+
+
+def risks(q):
+    p, f = q.given["p"], q.given["F"]
+    gold, variance = (1 - p) ** 2 * f, p * (1 - p)
+    exact = variance * ((1 - p) ** 3 + p**3) * f
+    return [gold, variance, gold * variance, exact, ((1 - p) ** 3 + p**3) / (1 - p) ** 2]
+
+
 AGAIN = {
     "read_letters": letters, "other_convention": inverse, "mixed_up": fixed_twice, "blind_guess": guessed,
     "jigsaw_rewards": paid_each, "best_paid": best_paid, "grpo_group": standardised, "binary_group": of_two_values,
@@ -227,7 +285,9 @@ AGAIN = {
     "residual_size": squares, "kept_replies": kept, "dft_weights": weighed, "card_rules": solved,
     "formula_accepted": accepted, "formula_rewards": fault_sums, "forced_zeros": zeros, "plane_angle": normals,
     "swap_lengths": root, "prefix_drawn": scheduled, "prefix_weight": of_prefix, "top_fifth": three_highest,
-    "pass_at_k": drawn_without, "forgetting_measure": forgotten, "leave_one_out": others,
+    "pass_at_k": drawn_without, "forgetting_measure": forgotten, "leave_one_out": others, "four_readings": read_four_ways,
+    "gain_beside_fm": learnt_and_lost, "form_only_group": of_form, "keep_rule": tried, "size_matched": same_number_and_passes,
+    "two_answer_risk": risks,
 }  # fmt: skip
 
 
@@ -281,7 +341,9 @@ def test_text_is_whole(kind):
             assert len({line.count("|") for line in block.splitlines()}) == 1, block
 
 
-@pytest.mark.parametrize("kind", [questions.best_paid, questions.formula_accepted], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize(
+    "kind", [questions.best_paid, questions.formula_accepted, questions.size_matched], ids=lambda kind: kind.__name__
+)
 def test_no_two_choices_are_equal_and_the_letter_is_right(kind):
     letters_ = set()
     for q in made(kind):
