@@ -2267,3 +2267,252 @@ def leaking_filter(fn: Function) -> Feedback:
     ask(prompt, n) returns n replies of the policy to a prompt, texts. A reply is right if it equals the question's answer.
     """
     return _judge(fn, LEAKING_FILTER)
+
+
+# --- notebook 08: how far a policy went, and what explains forgetting -------------------------------------------------------------------
+
+
+def _mean_kl(p: Tensor, q: Tensor) -> Tensor:
+    """Of logits (n, V)."""
+    return _kl(p.double().softmax(-1), q.double().softmax(-1)).mean()
+
+
+def _both_kls(way: Callable[[Tensor, Tensor], Tensor]) -> Function:
+    return lambda base, tuned: (way(base, tuned), way(tuned, base))
+
+
+_BASE_LOGITS = torch.tensor([[2.0, 0.5, -1.0, 0.0, -2.0], [0.3, 0.1, 0.0, -0.4, 1.0]])
+_TUNED_LOGITS = torch.tensor([[-1.0, 3.0, -1.0, 0.5, -2.5], [0.0, 0.0, 2.0, -1.0, 0.0]])
+
+DRIFT_BOTH = Exercise(
+    right=_both_kls(_mean_kl),
+    cases=[(_BASE_LOGITS, _TUNED_LOGITS), (_TUNED_LOGITS[:1] + 3, _BASE_LOGITS[:1])],
+    read=_pair,
+    asked="a pair of numbers, forward and reverse",
+    praise="Forward KL asks what the base would say and charges what the tuned policy no longer does; reverse KL asks the tuned policy.",
+    mistakes={
+        "swapped": Mistake(
+            "The two are swapped. Forward KL is KL(base||tuned): the base is on the left, and weighs the log-ratios.",
+            [lambda b, t: _both_kls(_mean_kl)(t, b)],
+        ),
+        "logits_as_probabilities": Mistake(
+            "You took differences of logits as they are. Logits of one row may all be shifted without any change: log_softmax first.",
+            [
+                _both_kls(lambda p, q: (p.double().softmax(-1) * (p - q)).sum(-1).mean()),
+                _both_kls(lambda p, q: (p.double() * (p - q)).sum(-1).mean()),
+            ],
+        ),
+        "prompts_summed": Mistake(
+            "You summed over the prompts. The expectation over prompts is their mean.",
+            [_both_kls(lambda p, q: _mean_kl(p, q) * len(p))],
+        ),
+        "vocabulary_mean": Mistake(
+            "You averaged over the vocabulary. The probabilities weigh the terms already: sum over the last axis.",
+            [_both_kls(lambda p, q: _mean_kl(p, q) / p.shape[-1])],
+        ),
+        "symmetric": Mistake(
+            "Both numbers are the mean of the two directions. They answer different questions: keep them apart.",
+            [lambda b, t: ((_mean_kl(b, t) + _mean_kl(t, b)) / 2,) * 2],
+        ),
+        "one_direction": Mistake(
+            "Both numbers are the same direction. Swap the policies for the second, and the weights with them.",
+            [lambda b, t: (_mean_kl(b, t),) * 2, lambda b, t: (_mean_kl(t, b),) * 2],
+        ),
+        "sign_flipped": Mistake(
+            "The sign is flipped: a divergence is never negative. The policy on the left is above in the ratio.",
+            [_both_kls(lambda p, q: -_mean_kl(p, q))],
+        ),
+    },
+)
+
+
+def drift_both(fn: Function) -> Feedback:
+    """fn(base (n, V), tuned (n, V)), logits of n prompts -> (forward, reverse): mean over prompts of KL(base||tuned) and KL(tuned||base), nats."""
+    return _judge(fn, DRIFT_BOTH)
+
+
+def _per_reply(kls: Tensor, mask: Tensor) -> Tensor:
+    return (kls * mask).double().sum(-1)
+
+
+def _reply_and_token(kls: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    sums = _per_reply(kls, mask)
+    return sums.mean(), sums.sum() / mask.sum()
+
+
+_TOKEN_KLS = torch.tensor([[0.5, 0.25, 2.0, 0.75], [3.0, 9.0, 9.0, 9.0], [0.1, 0.3, 7.0, 7.0]])
+_TOKEN_MASK = torch.arange(4) < torch.tensor([[4], [1], [2]])
+
+KL_OF_REPLIES = Exercise(
+    right=_reply_and_token,
+    cases=[(_TOKEN_KLS, _TOKEN_MASK), (_TOKEN_KLS[:2] * 3, _TOKEN_MASK[:2])],
+    read=_pair,
+    asked="a pair of numbers, nats a reply and nats a token",
+    praise="A long reply adds up more KL. Per token it may be nearer than a short one: say which of the two a number is.",
+    mistakes={
+        "padding_counted": Mistake(
+            "Positions behind the end of a reply are counted. What stands there means nothing: multiply by the mask, divide by its sum.",
+            [
+                lambda k, m: (k.sum(-1).mean(), k.mean()),
+                lambda k, m: (_per_reply(k, m).mean(), (k * m).mean()),
+                lambda k, m: (k.sum(-1).mean(), k.sum() / m.sum()),
+            ],
+        ),
+        "mean_of_means": Mistake(
+            "Per token you averaged each reply first, so a token of a short reply counts more than one of a long reply. "
+            "All tokens weigh the same: the sum over all of them by their number.",
+            [lambda k, m: (_per_reply(k, m).mean(), (_per_reply(k, m) / m.sum(-1)).mean())],
+        ),
+        "swapped": Mistake(
+            "The two are swapped: first nats a reply, then nats a token.",
+            [lambda k, m: _reply_and_token(k, m)[::-1]],
+        ),
+        "token_for_reply": Mistake(
+            "Your first number is per token, too. The KL of a whole reply is the *sum* over its tokens (the chain rule), then the mean over replies.",
+            [
+                lambda k, m: (_reply_and_token(k, m)[1],) * 2,
+                lambda k, m: ((_per_reply(k, m) / m.sum(-1)).mean(), _reply_and_token(k, m)[1]),
+                lambda k, m: ((_per_reply(k, m) / m.sum(-1)).mean(),) * 2,
+            ],
+        ),
+        "replies_summed": Mistake(
+            "You summed over the replies. They are draws: take their mean.",
+            [lambda k, m: (_per_reply(k, m).sum(), _reply_and_token(k, m)[1])],
+        ),
+    },
+)
+
+
+def kl_of_replies(fn: Function) -> Feedback:
+    """fn(kls (n, T), mask (n, T)) -> (nats a reply, nats a token) from the KL at each token; mask is False behind a reply's end."""
+    return _judge(fn, KL_OF_REPLIES)
+
+
+def _grouped(values: Tensor, method: Sequence[str]) -> Tensor:
+    return torch.stack([values[[m == name for m in method]].mean() for name in dict.fromkeys(method)])
+
+
+def _residuals(y: Tensor, *columns: Tensor) -> Tensor:
+    """Of least squares on the columns and a constant."""
+    design = torch.stack([torch.ones_like(y), *columns], -1).double()
+    return y.double() - design @ torch.linalg.lstsq(design, y.double()[:, None]).solution[:, 0]
+
+
+def _r2(y: Tensor, *columns: Tensor) -> Tensor:
+    return 1 - _residuals(y, *columns).square().sum() / (y.double() - y.double().mean()).square().sum()
+
+
+def _of_means(share: Callable[[Tensor, Tensor], Tensor]) -> Function:
+    return lambda x, y, method: share(_grouped(x, method), _grouped(y, method))
+
+
+def _pearson(x: Tensor, y: Tensor) -> Tensor:
+    return torch.corrcoef(torch.stack([x, y]))[0, 1]
+
+
+def _of_runs(share: Callable[[Tensor, Tensor], Tensor]) -> Function:
+    return lambda x, y, method: share(x, y)
+
+
+def _line_r2(x: Tensor, y: Tensor) -> Tensor:
+    return _r2(y, x)
+
+
+def _spread_inside(x: Tensor, y: Tensor, method: Sequence[str]) -> Tensor:
+    """The line through the means, judged on all runs."""
+    mx, my = _grouped(x, method), _grouped(y, method)
+    slope = ((mx - mx.mean()) * (my - my.mean())).sum() / (mx - mx.mean()).square().sum()
+    return 1 - (y - my.mean() - slope * (x - mx.mean())).square().sum() / (y - y.mean()).square().sum()
+
+
+_RUN_X = torch.tensor([0.1, 0.12, 0.09, 1.0, 1.4, 0.7, 0.9, 1.1, 2.0, 2.2, 0.4], dtype=torch.float64)
+_RUN_Y = torch.tensor([2.0, 3.0, 1.0, 9.0, 12.0, 30.0, 33.0, 28.0, 21.0, 18.0, 11.0], dtype=torch.float64)
+_RUN_METHODS = ["rft"] * 3 + ["sft"] * 2 + ["far"] * 3 + ["fast"] * 2 + ["kl"]
+
+R2_OVER_METHODS = Exercise(
+    right=_of_means(_line_r2),
+    cases=[
+        (_RUN_X, _RUN_Y, _RUN_METHODS),
+        (_RUN_X[3:], _RUN_Y[3:].flip(0), [*"aabcccdd"]),
+    ],
+    read=_number,
+    asked="one number",
+    praise="One point a method: seeds of a method repeat each other and are no further evidence.",
+    mistakes={
+        "pooled_runs": Mistake(
+            "You fitted all runs. A method with many seeds counts many times, and seeds of a method are nearly one point: average each method first.",
+            [_of_runs(_line_r2), _of_runs(lambda x, y: _pearson(x, y).square())],
+        ),
+        "not_squared": Mistake(
+            "This is the correlation. R² of a straight line is its square.",
+            [_of_means(_pearson), _of_runs(_pearson), _of_means(lambda x, y: _pearson(x, y).abs())],
+        ),
+        "unexplained": Mistake(
+            "This is the share that is left over. R² is 1 minus it.", [_of_means(lambda x, y: 1 - _line_r2(x, y))]
+        ),
+        "through_the_origin": Mistake(
+            "Your line has no constant. Who does not drift may still forget: fit a + b x.",
+            [_of_means(lambda x, y: 1 - (y - x * (x @ y) / (x @ x)).square().sum() / (y - y.mean()).square().sum())],
+        ),
+        "means_judged_on_runs": Mistake(
+            "You fit the means, but judge the line on the runs: the spread of seeds within a method is no failure of the predictor. Judge it on the means.",
+            [_spread_inside],
+        ),
+        "adjusted": Mistake(
+            "This is the adjusted R². The plain one is asked for.",
+            [_of_means(lambda x, y: 1 - (1 - _line_r2(x, y)) * (len(x) - 1) / (len(x) - 2))],
+        ),
+    },
+)
+
+
+def r2_over_methods(fn: Function) -> Feedback:
+    """fn(x (runs,), y (runs,), method: list of names) -> R² of a straight line through the methods' means, each method one point."""
+    return _judge(fn, R2_OVER_METHODS)
+
+
+def _beyond(x: Tensor, gained: Tensor, y: Tensor) -> Tensor:
+    return _r2(y, gained, x) - _r2(y, gained)
+
+
+_ARM_X = torch.tensor([0.2, 0.5, 0.9, 1.6, 2.5, 1.2], dtype=torch.float64)
+_ARM_GAINED = torch.tensor([0.1, 0.45, 0.5, 0.95, 0.9, 0.6], dtype=torch.float64)
+_ARM_Y = torch.tensor([1.0, 6.0, 12.0, 14.0, 26.0, 10.0], dtype=torch.float64)
+
+EXPLAINED_BEYOND = Exercise(
+    right=_beyond,
+    cases=[(_ARM_X, _ARM_GAINED, _ARM_Y), (_ARM_X.flip(0), _ARM_GAINED, _ARM_Y)],
+    read=_number,
+    asked="one number",
+    praise="Who learns nothing forgets nothing: what counts is what the predictor adds to that.",
+    mistakes={
+        "accuracy_ignored": Mistake(
+            "This is the R² of x alone. Both x and forgetting grow while a run learns: take off what gained explains without x.",
+            [lambda x, gained, y: _r2(y, x)],
+        ),
+        "both_together": Mistake(
+            "This is the R² of gained and x together. Take off the R² of gained alone.",
+            [lambda x, gained, y: _r2(y, gained, x)],
+        ),
+        "accuracy_alone": Mistake(
+            "This is what gained explains alone: what you should take off.", [lambda x, gained, y: _r2(y, gained)]
+        ),
+        "other_way_round": Mistake(
+            "This is what gained adds to x. Asked is what x adds to gained.",
+            [lambda x, gained, y: _r2(y, gained, x) - _r2(y, x)],
+        ),
+        "difference_of_two": Mistake(
+            "You took the difference of two single fits. What they explain overlaps: fit both at once, then take off that of gained.",
+            [lambda x, gained, y: _r2(y, x) - _r2(y, gained)],
+        ),
+        "share_of_the_rest": Mistake(
+            "This is a share of what gained leaves over (a partial R²). Asked is the share of all variance: do not divide.",
+            [lambda x, gained, y: _beyond(x, gained, y) / (1 - _r2(y, gained))],
+        ),
+    },
+)
+
+
+def explained_beyond(fn: Function) -> Feedback:
+    """fn(x (n,), gained (n,), y (n,)) -> what x adds to R²: of least squares of y on gained and x, minus that of y on gained alone."""
+    return _judge(fn, EXPLAINED_BEYOND)

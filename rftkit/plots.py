@@ -96,6 +96,14 @@ GIRDER = (
 STAND = ((-2, -2), (2, -2), (2, -1), (1, -1), (1, 2), (-1, 2), (-1, -1), (-2, -1), (-2, -2))
 HOOK = ((1, 2), (-2, 2), (-2, 1), (0, 1), (0, -2), (1, -2), (1, 2))
 BOLT = ((0, 2), (2, 2), (0, 0), (2, 0), (-1, -2), (0, -1), (-2, -1), (0, 2))
+ZED = ((-2, 2), (2, 2), (2, 1), (0, -1), (2, -1), (2, -2), (-2, -2), (-2, -1), (0, 1), (-2, 1), (-2, 2))
+ESS = ((2, 2), (-2, 2), (-2, 1), (0, -1), (-2, -1), (-2, -2), (2, -2), (2, -1), (0, 1), (2, 1), (2, 2))
+DART = ((0, 2), (2, -2), (0, -1), (-2, -2), (0, 2))
+FISH = ((-2, 0), (0, 2), (1, 0), (2, 2), (2, -2), (1, 0), (0, -2), (-2, 0))
+SPOOL = ((-2, 2), (2, 2), (1, 0), (2, -2), (-2, -2), (-1, 0), (-2, 2))
+SKEW = ((-2, -1), (1, -1), (2, 1), (-1, 1), (-2, -1))
+CHEVRON = ((-2, -2), (0, 0), (-2, 2), (0, 2), (2, 0), (0, -2), (-2, -2))
+NOTCH = ((-2, -2), (-2, 2), (0, 1), (2, 2), (2, -2), (-2, -2))
 
 
 METHOD_STYLE = {
@@ -149,9 +157,17 @@ METHOD_STYLE = {
     "seven_rif_random": Style("As many at random", "#ff2d0f", (0, (1, 1.2)), BOLT),
     "seven_sft_b": Style("SFT, order B", "#ff2d0f", (0, (5, 1.5)), (5, 1, 180)),
     "seven_grpo_b": Style("GRPO, order B", "#05a2c2", (0, (9, 2)), (7, 0, 0)),
+    "parity_one": Style("SFT, one digit each", "#a84537", "-", NOTCH),
+    "parity_two": Style("SFT, two digits each", "#ff2d0f", (0, (5, 1.5)), SPOOL),
+    "parity_oracle": Style("Oracle SFT", "#05a2c2", (0, (5, 1.2, 1, 1.2)), DART),
+    "parity_own": Style("Own right answers, once", "#9e7cff", (0, (2.5, 1.2)), CHEVRON),
+    "parity_teacher": Style("SFT, drawn from GRPO", "#b78a7b", (0, (9, 2)), SKEW),
+    "parity_grpo": Style("GRPO on parity", "#4649fb", "-", FISH),
+    "parity_grpo_kl": Style("GRPO with KL 0.1", "#526278", (0, (9, 1.5, 3, 1.5)), ZED),
+    "parity_reinforce": Style("REINFORCE, 0 or 1", "#9a2ab4", (0, (5, 1.2, 1, 1.2, 1, 1.2)), ESS),
 }
-# The methods that share a figure, in notebooks 02, 04, 05, 06 (mixtures, styles, jigsaw) and 07 (estimators, kinds of SFT, KL and
-# thinking, filters, orders): within a group colours differ to every eye.
+# The methods that share a figure, in notebooks 02, 04, 05, 06 (mixtures, styles, jigsaw), 07 (estimators, kinds of SFT, KL and
+# thinking, filters, orders) and 08 (ParityMNIST): within a group colours differ to every eye.
 COMPANY = (
     ("sft", "sft_rft_lr", "lora_sft", "rft", "rft_kl"),
     ("sft", "sft_foreign", "sft_far", "sft_rollouts", "sft_early", "self_once", "self_fresh", "sft_dft", "rft"),
@@ -182,6 +198,16 @@ COMPANY = (
     ("seven_sft", "seven_grpo", "seven_grpo_previous", "seven_grpo_no_kl", "seven_grpo_direct", "seven_sft_direct"),
     ("seven_sft", "seven_grpo", "seven_rif", "seven_rif_mixed", "seven_rif_random"),
     ("seven_sft", "seven_grpo", "seven_sft_b", "seven_grpo_b"),
+    (
+        "parity_one",
+        "parity_two",
+        "parity_oracle",
+        "parity_own",
+        "parity_teacher",
+        "parity_grpo",
+        "parity_grpo_kl",
+        "parity_reinforce",
+    ),
 )
 VERDICT_STYLE = {"correct": ("#459f9d", ""), "wrong": ("#c2523f", "////"), "unparseable": (INK, "...")}  # colour, hatch
 POINT = "#4649fb"  # of scatters of no method
@@ -1417,6 +1443,47 @@ def norm_by_pass_rate(lines: Sequence[tuple[str, Mapping[float, tuple[float, int
     axes.set_ylabel("length of the gradient, relative")
     _side_labels(axes, ends, [textwrap.fill(label, 22) for label, _ in lines], looks)
     return _describe(fig, text.rstrip())
+
+
+# --- figures of what predicts forgetting (notebook 08) --------------------------------------------------------------------
+
+WORST_SKILL = -1.0  # drawn at the edge from here on
+
+
+@rc_context(_RC)
+def predictor_scores(panels: Sequence[tuple[str, Sequence[tuple[str, Interval, float]]]]) -> Figure:
+    """A panel a bench (title, rows), a row a predictor (its name, R² with its interval over methods, skill on a method left out)."""
+    if not panels or not all(rows for _, rows in panels):
+        raise UserError("A panel has no predictor to draw: pass (title, [(name, R² interval, skill), ...]).")
+    names = list(dict.fromkeys(name for _, rows in panels for name, _, _ in rows))
+    caption = "Dot and line: R² of the fit, with its interval over methods. Open diamond: 1 − squared error on methods left out over that "
+    caption += f"of the others' mean; 0 is no better than the mean, at the left edge {WORST_SKILL:g} or less."
+    n = len(panels)
+    fig, (row,) = _canvas(
+        3.1 + 2.6 * n + 0.3 * (n - 1), 0.4 + 0.36 * len(names), caption, left=2.85, cols=n, gap=0.3, sharey=True
+    )
+    texts = []
+    for axes, (title, rows) in zip(row, panels, strict=True):
+        for name, r2, skill in rows:
+            y = names.index(name)
+            axes.plot([r2.lo, r2.hi], [y - 0.13] * 2, color=POINT, lw=2)
+            axes.plot(r2.mean, y - 0.13, "o", color=POINT, ms=6)
+            axes.plot(max(skill, WORST_SKILL), y + 0.2, "D", color=HATCH, mfc="none", mew=1.6, ms=6, clip_on=False)
+        axes.axvline(0, color=INK, lw=1, ls=":")
+        axes.set_xlim(WORST_SKILL, 1.02)
+        axes.xaxis.set_major_locator(FixedLocator([-1, -0.5, 0, 0.5, 1]))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _plain(f"{value:g}")))
+        axes.set_title(title, loc="left", fontsize=10)
+        axes.set_xlabel("share explained")
+        told = "; ".join(
+            f"{name}: R² {r2.mean:.2f} ({r2.lo:.2f} to {r2.hi:.2f}), left out {skill:.2f}" for name, r2, skill in rows
+        )
+        texts.append(f"{title}: {told}.")
+    row[0].set_ylim(len(names) - 0.4, -0.6)
+    row[0].set_yticks(range(len(names)), [textwrap.fill(name, 34) for name in names])
+    for axes in row:
+        axes.tick_params(axis="y", length=0)
+    return _describe(fig, "Dot chart of how well each predictor explains forgetting. " + " ".join(texts))
 
 
 # --- alt text and display ---------------------------------------------------------------------------------------------

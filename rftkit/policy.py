@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -83,8 +84,11 @@ def load_policy(preset: Preset) -> Policy:
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     freeze_vision(model, preset.freeze_vision)
+    wide = wide_tower(preset)
+    if wide:
+        model.model.visual.float()
     if processes() == 1:  # of sharded weights, all processes must run the tower at the same time
-        reuse_features(model)
+        reuse_features(model, wide=wide)
     return Policy(model, processor, preset)
 
 
@@ -122,7 +126,19 @@ def compute_dtype(preset: Preset) -> torch.dtype:
         return getattr(torch, preset.dtype)
     if preset.device == "cpu":
         return torch.float32
-    return torch.bfloat16 if torch.cuda.get_device_capability()[0] >= 8 else torch.float16
+    return torch.float16 if old_gpu() else torch.bfloat16
+
+
+def old_gpu() -> bool:
+    """A card before Ampere, such as a T4: it says that it supports bfloat16, and emulates it."""
+    return torch.cuda.is_available() and torch.cuda.get_device_capability()[0] < 8
+
+
+def wide_tower(preset: Preset) -> bool:
+    """Whether the frozen vision tower is kept in float32: where all else is float16. Its last layers leave float16's range on some
+    pictures, and then every answer is "!!!!" (vllm#13817 of Qwen2.5-VL-3B). It sees each picture once, so it costs memory only."""
+    narrow = preset.dtype == "float16" or (preset.dtype == "auto" and preset.device == "cuda" and old_gpu())
+    return narrow and preset.freeze_vision
 
 
 def freeze_vision(model: Any, frozen: bool = True) -> None:
@@ -179,13 +195,13 @@ def from_main(make: Callable[[], T]) -> T:
     return box[0]
 
 
-def _merge(answers: dict[int, str]) -> dict[int, str]:
+def _merge(answers: dict[int, list[int]]) -> dict[int, list[int]]:
     """The answers of all processes together."""
     if processes() == 1:
         return answers
     gathered: list[Any] = [None] * processes()
     torch.distributed.all_gather_object(gathered, answers)
-    return {i: text for part in gathered for i, text in part.items()}
+    return {i: ids for part in gathered for i, ids in part.items()}
 
 
 # --- the bundled folder ---------------------------------------------------------------------------------------------------
@@ -246,12 +262,13 @@ def load_trained(policy: Policy, folder: Path, trainable: bool = False) -> None:
 # --- image features, once per distinct image ----------------------------------------------------------------------------------
 
 
-def reuse_features(model: Any, keep: int = 512) -> None:
+def reuse_features(model: Any, keep: int = 512, wide: bool = False) -> None:
     """Let the frozen vision tower see each distinct image once, however often it is asked about.
 
     A GRPO step asks about one image 2 G times: G rollouts, in generation and in the loss. Here the tower's output is kept by the
     content of the pixels, for the `keep` images used last. While any parameter of the tower wants a gradient, nothing is kept
-    and nothing reused, and whatever was kept is dropped, so that features never outlive the weights that made them.
+    and nothing reused, and whatever was kept is dropped, so that features never outlive the weights that made them. A `wide` tower
+    is a float32 one in a float16 model, which autocast leaves alone.
     """
     inner = model.model
     plain = type(inner).get_image_features.__get__(inner)
@@ -268,8 +285,10 @@ def reuse_features(model: Any, keep: int = 512) -> None:
         new = {key: i for i, key in enumerate(keys) if key not in kept}
         if new:
             index = list(new.values())
-            with torch.no_grad():
+            with torch.no_grad(), _no_autocast(pixel_values.device) if wide else contextlib.nullcontext():
                 seen = plain(torch.cat([patches[i] for i in index]), image_grid_thw[index], **kwargs).pooler_output
+            if wide:
+                seen = [features.to(model.get_input_embeddings().weight.dtype) for features in seen]
             kept.update(zip(new, seen, strict=True))
         features = tuple(kept[key] for key in keys)
         for key in keys:
@@ -281,6 +300,10 @@ def reuse_features(model: Any, keep: int = 512) -> None:
     inner.get_image_features = get_image_features
 
 
+def _no_autocast(device: torch.device) -> torch.autocast:
+    return torch.autocast(device.type, enabled=False)
+
+
 def _content(patches: torch.Tensor, grid: torch.Tensor) -> bytes:
     """A digest of one image's pixels and grid (bfloat16 has no numpy type: its bits are read as int16)."""
     bits = patches.detach().contiguous().view(torch.int16 if patches.element_size() == 2 else torch.int32).cpu().numpy()
@@ -290,7 +313,6 @@ def _content(patches: torch.Tensor, grid: torch.Tensor) -> bytes:
 # --- generation -----------------------------------------------------------------------------------------------------------
 
 
-@torch.no_grad()
 def generate(
     policy: Policy,
     rows: list[Row],
@@ -299,21 +321,36 @@ def generate(
     seed: int | Sequence[int] = 0,
     batch_size: int | None = None,
 ) -> list[str]:
-    """The policy's answer to each row: greedy at temperature 0, else sampled, each row from a generator of its own.
+    """The policy's answer to each row: the text of `generate_ids`, special tokens left out."""
+    ids = generate_ids(policy, rows, max_new_tokens, temperature, seed, batch_size)
+    return policy.processor.tokenizer.batch_decode(ids, skip_special_tokens=True)
+
+
+@torch.no_grad()
+def generate_ids(
+    policy: Policy,
+    rows: list[Row],
+    max_new_tokens: int | None = None,
+    temperature: float = 0.0,
+    seed: int | Sequence[int] = 0,
+    batch_size: int | None = None,
+) -> list[list[int]]:
+    """The policy's answer to each row as token ids, padding behind the end included: greedy at temperature 0, else sampled, each row
+    from a generator of its own.
 
     `seed` is one number for all rows or one for each; a row's sample does not depend on the rows beside it. Several processes, which
     must all ask for the same rows, share the work. Rows with and without images are batched apart (transformers cannot mix them). Image tokens are never sampled: one in a
     completion would break the next forward pass.
     """
-    model, tokenizer = policy.model, policy.processor.tokenizer
+    model = policy.model
     was_training = model.training
     model.eval()
-    answers: dict[int, str] = {}
+    answers: dict[int, list[int]] = {}
     rank, several = int(os.environ.get("RANK", "0")), processes()
     # none may stop while another still needs its share of the weights
     together = {"synced_gpus": True} if sharded() else {}
     width = several * (batch_size or policy.preset.eval_batch)
-    never = tokenizer.convert_tokens_to_ids(["<|image_pad|>", "<|video_pad|>"])
+    never = never_sampled(policy)
     seeds = [seed * 1_000_003 + i for i in range(len(rows))] if isinstance(seed, int) else seed
     for with_image in (True, False):
         index = [i for i, row in enumerate(rows) if (row.image is not None) == with_image]
@@ -326,11 +363,16 @@ def generate(
                 **inputs, max_new_tokens=max_new_tokens or policy.preset.max_completion, suppress_tokens=never,
                 repetition_penalty=1.0, do_sample=False, temperature=None, top_p=None, top_k=None, logits_processor=noise, **together,
             )  # fmt: skip
-            texts = tokenizer.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-            answers |= dict(zip(part, texts, strict=True))
+            answers |= dict(zip(part, out[:, inputs["input_ids"].shape[1] :].tolist(), strict=True))
     model.train(was_training)
     answers = _merge(answers)
     return [answers[i] for i in range(len(rows))]
+
+
+def never_sampled(policy: Policy) -> list[int]:
+    """The ids of the image tokens, whose probability is 0 whenever a policy is sampled."""
+    ids: list[int] = policy.processor.tokenizer.convert_tokens_to_ids(["<|image_pad|>", "<|video_pad|>"])
+    return ids
 
 
 class GumbelNoise(LogitsProcessor):

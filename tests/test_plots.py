@@ -183,7 +183,7 @@ def sequence_figures():
     yield "groups, one", plots.groups_with_signal([("unanswerable", [0, 0])], 8)
     yield "matrices", plots.accuracy_matrices([matrix_panel(m) for m in ("sft", "grpo", "joint")])
     yield "matrix, short", plots.accuracy_matrices([matrix_panel("sft", ("compose", "clutter"))])
-    for k, group in enumerate(plots.COMPANY[6:]):
+    for k, group in enumerate(plots.COMPANY[6:11]):
         yield f"gain, {k}", plots.gain_and_forgetting({m: gains(m) for m in group}, "T - 1, all t")
     yield (
         "gain, one run",
@@ -203,10 +203,22 @@ def sequence_figures():
         plots.norm_by_pass_rate([("RLOO", NORMS), ("GRPO, reward 0 or 1", NORMS), ("GRPO, reward .9 and .1", NORMS)]),
     )
     yield "norm, one rate", plots.norm_by_pass_rate([("RLOO", {0.5: (2.0, 3)})])
+    yield "scores", plots.predictor_scores([("ParityMNIST", SCORES), ("the jigsaw, 12 methods", SCORES[:2])])
+    yield "scores, one", plots.predictor_scores([("sums", SCORES[:1])])
+    group = plots.COMPANY[-1]
+    spots = [(m, 0.1 * (i + 1), 4.0 * i) for i, m in enumerate(group)]
+    yield "explanation, parity", plots.explanation([("forward KL", True, spots, Interval(0.9, 0.5, 1.0))])
 
 
 RIGHT = [0, 0, 0, 3, 8, 2, 1, 0, 8, 5]
 NORMS = {k / 8: (3 * math.sqrt(k * (8 - k)), 9 - k) for k in range(9)}
+
+
+SCORES = [
+    ("forward KL on the new task, nats a reply", Interval(0.9, 0.7, 0.97), 0.8),
+    ("weight distance, L2", Interval(0.3, 0.1, 0.8), -7.0),
+    ("new-task accuracy", Interval(0.1, 0.0, 0.4), -0.2),
+]
 
 
 def matrix_panel(method, tasks=None):
@@ -588,6 +600,18 @@ def test_explanation_has_a_panel_a_predictor_and_names_each_method_once_a_row():
     assert "against KL to the base: correlation 0.10, 2 points" in fig.alt and "SFT answer-only 55.0" in fig.alt
     rows = FIGURES["explanation, two rows"].axes
     assert [len(axes.texts) for axes in rows] == [0, 0, 9, 9]
+
+
+def test_predictor_scores_show_fit_and_skill_apart():
+    fig = FIGURES["scores"]
+    left, right = fig.axes
+    assert len([line for line in left.lines if line.get_marker() == "o"]) == 3
+    diamonds = [line for line in left.lines if line.get_marker() == "D"]
+    assert [d.get_xdata()[0] for d in diamonds] == [0.8, -1.0, -0.2] and diamonds[0].get_markerfacecolor() == "none"
+    assert [line.get_xdata()[0] for line in right.lines if line.get_marker() == "D"] == [0.8, -1.0]
+    assert "weight distance, L2: R² 0.30 (0.10 to 0.80), left out -7.00" in fig.alt and "ParityMNIST:" in fig.alt
+    with pytest.raises(UserError, match="no predictor"):
+        plots.predictor_scores([("empty", [])])
 
 
 @pytest.mark.parametrize(
@@ -1018,8 +1042,8 @@ def lab(color, matrix):
 @pytest.mark.parametrize("kind", BLINDNESS)
 @pytest.mark.parametrize(
     ("group", "least"),
-    [*zip(plots.COMPANY, (20, 22, 25, 22, 20, 25, 22, 22, 22, 22, 22), strict=True)],
-    ids=("02", "04", "05", "06", "06 styles", "jigsaw", "07", "07 SFT", "07 KL", "07 RIF", "07 orders"),
+    [*zip(plots.COMPANY, (20, 22, 25, 22, 20, 25, 22, 22, 22, 22, 22, 22), strict=True)],
+    ids=("02", "04", "05", "06", "06 styles", "jigsaw", "07", "07 SFT", "07 KL", "07 RIF", "07 orders", "08"),
 )
 def test_methods_that_share_a_figure_differ_in_colour_to_every_eye(group, least, kind):
     for a, b in itertools.combinations([plots.METHOD_STYLE[method].color for method in group], 2):
