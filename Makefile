@@ -10,7 +10,7 @@ STAMP := $(VENV)/.rftkit-installed
 SITE_STAMP := $(VENV)/.rftkit-site-installed
 SITE := $(VENV)/lib/python*/site-packages
 
-.PHONY: help setup run test lab site slides bench pretrain format clean
+.PHONY: help setup run test lab site slides record bench pretrain format clean
 
 help:
 	@echo "make run       set up, run every notebook at the tiny tier, write build/html"
@@ -18,6 +18,7 @@ help:
 	@echo "make lab       open the notebooks in JupyterLab"
 	@echo "make site      build the course as a book in HTML from what make run left: build/site/html"
 	@echo "make slides    build its slides alone: build/slides"
+	@echo "make record    make the recorded runs again that are missing or have other settings; several may run at once"
 	@echo "make bench     time the training loops beside plain TRL"
 	@echo "make pretrain  rebuild the tiny base model from nothing"
 	@echo "make format    put the code in its usual layout"
@@ -40,6 +41,9 @@ site: setup $(SITE_STAMP)
 
 slides: setup
 	$(BIN)/python -m rftkit.site --slides
+
+record: setup
+	$(BIN)/python -m rftkit record
 
 bench: setup
 	$(BIN)/python -m rftkit bench

@@ -15,13 +15,17 @@ from rftkit.config import PRESETS, UserError
 OWN_COMMANDS = {  # command: (module, what it does)
     "bench": ("bench", "time an RFT step beside plain TRL"),
     "claims": ("claims", "print what became of each claim of the papers, computed from run records"),
+    "colab": ("colab", "write the notebooks' set-up cells and Colab badges"),
     "cost": ("cost", "predict memory, time and downloads of a notebook at a tier"),
     "launch": ("launch", "train a notebook's arms on several GPUs: accelerate, vLLM, or an export to EasyR1 or verl"),
+    "drift": ("drift", "measure how far finished runs went from their bases: KL, weights, rotation"),
     "exercises": ("exercises", "write a copy of a notebook's exercises, for learners or with the solutions"),
+    "export": ("export", "merge a finished run into one plain model, for vLLM and evaluators"),
     "grade": ("grade", "check the exercises in a learner's notebook (this runs its code)"),
+    "parity": ("parity", "repeat the recorded points of ParityMNIST (notebook 08)"),
     "pretrain": ("pretrain", "rebuild the bundled tiny base model"),
     "questions": ("questions", "write a student's sheet of questions, with answers if asked"),
-    "record": ("arms", "make the recorded runs again"),
+    "record": ("shelf", "make the recorded runs again: those that are missing or have other settings"),
     "train": ("train", "train one arm by its name"),
     "spectra": ("spectra", "measure how fine-tuning changed each weight matrix, beside nulls"),
 }

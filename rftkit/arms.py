@@ -1,11 +1,7 @@
-"""The arms of notebooks 02, 04 and 05, by name: the same functions make the live run and the recorded ones.
-
-`python -m rftkit record --seeds 1 2` repeats the runs in `course/recorded/`.
-"""
+"""The arms of notebooks 02, 04 and 05, by name: the same functions make the live run and the recorded ones (`shelf`)."""
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,7 +10,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from rftkit import dynamics, hub, rollouts, runs, two_stage
-from rftkit.config import Preset, UserError, get_preset
+from rftkit.config import Preset, get_preset
 from rftkit.evals import t_interval, value_at
 from rftkit.plots import alt_text, learning_curves, matched_drop, style_of
 from rftkit.policy import Policy, load_policy
@@ -28,14 +24,19 @@ ROLLOUTS_DIR = runs.RECORDED_DIR / "rollouts"
 
 
 def _fast(steps: int) -> set[int]:
-    """Evaluations dense where the fastest arm crosses, so that the update at which it reaches the matched accuracy is known."""
-    return {s for s in (4, 8, 12, 16, 20, 24, 28, 32, 36, 40, 50, 60, 80, 100, 150, 200, 300, 400) if s < steps} | {
-        steps
-    }
+    """Evaluations dense where the fastest arm crosses, so that the update at which it reaches the matched accuracy is known.
+
+    Eight in a long run, each at about twice the update of the one before: on a GPU an evaluation costs as much as many updates.
+    """
+    if steps > 300:
+        return {steps // part for part in (64, 32, 16, 8, 4, 2)} | {3 * steps // 4, steps}
+    return {s for s in (4, 8, 12, 16, 20, 24, 28, 32, 36, 40, 50, 60, 80, 100, 150, 200, 300) if s < steps} | {steps}
 
 
 def _slow(steps: int) -> set[int]:
-    return {*range(20, steps, 20), steps}
+    """Every 20 updates, and in a long run as many times 20 as make 24 evaluations at most."""
+    every = 20 * -(-steps // 480)
+    return {*range(every, steps, every), steps}
 
 
 def sft(preset: Preset, seed: int, home: Path | None = None) -> tuple[runs.RunRecord, Policy]:
@@ -115,7 +116,12 @@ def rft_rollouts(preset: Preset, seed: int, home: Path | None = None) -> rollout
     if path.exists() and preset == usual:
         return rollouts.load(path, task, seed)
     _, policy = rft(preset, seed, home)
-    return _kept(policy, seed, "the RFT-trained policy, correct only")
+    return sampled_from(policy, seed)
+
+
+def sampled_from(rft_policy: Policy, seed: int) -> rollouts.Kept:
+    """Correct rollouts of the RFT-trained policy, one a puzzle."""
+    return _kept(rft_policy, seed, "the RFT-trained policy, correct only")
 
 
 def _kept(policy: Policy, seed: int, source: str, rule: rollouts.Rule = rollouts.correct_only) -> rollouts.Kept:
@@ -376,29 +382,5 @@ def write_results() -> None:
     _figure(recorded(NOTEBOOK_02)).savefig(folder / "sft_vs_rft.png", dpi=150, transparent=True)
     matched_drop(runs.matched_table(recorded(NOTEBOOK_04), TARGET)).savefig(folder / "rollout_sft.png", dpi=150, transparent=True)
     readme = ROOT / "README.md"
-    head, _, rest = readme.read_text().partition(BEGIN)
-    readme.write_text(head + BEGIN + "\n\n" + results() + "\n\n" + END + rest.partition(END)[2])
-
-
-def main(argv: list[str]) -> int:
-    """Make the recorded runs: each arm and seed, resuming what was interrupted, and copy their records to the course."""
-    parser = argparse.ArgumentParser(prog="python -m rftkit record", description=main.__doc__)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--arms", nargs="+", default=list(ARMS))
-    parser.add_argument("--preset", default="tiny")
-    args = parser.parse_args(argv)
-    if unknown := [a for a in args.arms if a not in ARMS]:
-        raise UserError(f"There is no arm {unknown[0]!r}: choose from {', '.join(ARMS)}.")
-    for seed in args.seeds:
-        for arm in args.arms:
-            path = ROLLOUTS_DIR / f"{args.preset}-rft-s{seed}.jsonl"
-            if arm.startswith(("sft_rollouts", "sft_dft")) and not path.exists():
-                rollouts.save(rft_rollouts(get_preset(args.preset), seed), path)
-            record, _ = ARMS[arm](get_preset(args.preset), seed, None)
-            runs.save_record(record, runs.RECORDED_DIR / f"{args.preset}-{arm}-s{seed}.json")
-        if "points_sft" in args.arms:
-            found = two_stage.study(get_preset(args.preset), seed)
-            two_stage.save_study(found, two_stage.STUDIES_DIR / f"weights-s{seed}.json")
-    if args.preset == "tiny":
-        write_results()
-    return 0
+    head, _, rest = readme.read_text(encoding="utf-8").partition(BEGIN)
+    runs.write_whole(readme, head + BEGIN + "\n\n" + results() + "\n\n" + END + rest.partition(END)[2])

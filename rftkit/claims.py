@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from rftkit import arms as course
 from rftkit import runs, two_stage, verdicts
 from rftkit.config import PRESETS, UserError
 from rftkit.judged import JUDGES, Arms, Study, arms_of, judge
@@ -107,14 +108,15 @@ def load_runs(folder: Path = runs.RECORDED_DIR, preset: str = "tiny") -> tuple[d
     return arms_of(runs.load_recorded(preset=preset, folder=folder)), [two_stage.load_study(path) for path in studies]
 
 
-def ledger(arms: Arms, studies: Sequence[Study] = (), only: str = "") -> list[Line]:
-    """One line a claim; `only` those of the notebook that begins so, as "05"."""
+def ledger(arms: Arms, studies: Sequence[Study] = (), only: str = "", target: float = course.TARGET) -> list[Line]:
+    """One line a claim; `only` those of the notebook that begins so, as "05". `target` is the accuracy on the jigsaw at which arms
+    are compared."""
     claims = [c for c in load_claims() if c.notebook.startswith(only)]
     if not claims:
         raise UserError(f"No claim belongs to a notebook {only!r}: choose one of {', '.join(_notebooks())}.")
     lines = []
     for claim in claims:
-        parts = tuple(judge(claim.id, arms, studies)) if claim.id in JUDGES else ()
+        parts = tuple(judge(claim.id, arms, studies, target)) if claim.id in JUDGES else ()
         lines.append(Line(claim, parts, _files(parts, arms)))
     return lines
 
@@ -141,14 +143,12 @@ def size(lines: Sequence[Line]) -> str:
 
 def markdown(lines: Sequence[Line]) -> str:
     """The table for the README and the site."""
-    rows = [HEADER, ("---",) * len(HEADER)]
+    rows: list[Sequence[str]] = [HEADER]
     for line in lines:
         claim, seeds = line.claim, "-" if line.why else str(line.seeds)
         rows.append((claim.id, claim.statement, claim.numbers, line.why or _decided(line), seeds, line.word))
     told = f"{size(lines)} {'; '.join(f'{prefix}: {_link(paper)}' for prefix, paper in _texts()['papers'].items())}"
-    return "\n".join(
-        [*("| " + " | ".join(map(_cell, row)) + " |" for row in rows), "", f"{told}; 04- and 07-: controls of ours."]
-    )
+    return f"{_table(rows)}\n\n{told}; 04- and 07-: controls of ours."
 
 
 def _link(paper: str) -> str:
@@ -170,6 +170,34 @@ def _cell(text: str) -> str:
     ):  # GitHub strikes out what is between two ~
         text = text.replace(sign, told)
     return text
+
+
+def tables(lines: Sequence[Line]) -> str:
+    """Two tables as Markdown, for a notebook: what each claim says and how it stands; and its parts, each with its number."""
+    said = [("claim", "in our words", "set against", "the paper's numbers", "standing")]
+    said += [
+        (x.claim.id, x.claim.statement, x.claim.control, x.claim.numbers, x.word + (f": {x.why}" if x.why else ""))
+        for x in lines
+    ]
+    parts = [("claim", "part", "ours, mean (95 % interval over seeds)", "seeds", "so")]
+    parts += [
+        (x.claim.id, p.asks, p.told, ", ".join(map(str, p.seeds)) or "none", p.verdict) for x in lines for p in x.parts
+    ]
+    missed = sorted({name for line in lines for name in line.missed})
+    told = "Where a part speaks of each run, its numbers are those of the lowest and the highest one."
+    told += f" Runs without a value there, which entered nothing: {', '.join(missed) or 'none'}."
+    return "\n\n".join([_table(said), _table(parts), told, size(lines)])
+
+
+def brief(line: Line) -> str:
+    """A claim's parts and its standing, a line each."""
+    told = [f"  {p.text}" for p in line.parts] or [f"  {line.why}"]
+    return "\n".join([*told, f"{line.claim.id}: {line.word}."])
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    head, *body = rows
+    return "\n".join("| " + " | ".join(map(_cell, row)) + " |" for row in (head, ("---",) * len(head), *body))
 
 
 def plain(lines: Sequence[Line]) -> str:

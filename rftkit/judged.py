@@ -152,24 +152,35 @@ def p1_c5(given: Given) -> list[Part]:
 
 SOURCES = {"sft": "answers", "sft_foreign": "re-ordered", "sft_far": "foreign", "sft_rollouts": "rollouts"}
 ORDER = (("sft", "sft_foreign"), ("sft_foreign", "sft_rollouts"))
+MIDDLE = range(16, 37)  # updates that are called the middle of training
 
 
 def _dynamics(record: RunRecord) -> list[dict[str, Any]]:
     return [row for row in record.metrics if row["kind"] == "dynamics"]
 
 
-def _bound(record: RunRecord, when: Callable[[int], bool]) -> float | None:
-    """LBK: geometric mean over probes and over the evaluations that `when` picks."""
-    logs = [np.log(list(row["bound"].values())).mean() for row in _dynamics(record) if when(row["step"])]
+def kernel(record: RunRecord, when: Callable[[int], bool], key: str = "bound") -> float | None:
+    """LBK, or its numerator ("moved"): geometric mean over probes and over the evaluations whose update `when` picks."""
+    logs = [np.log(list(row[key].values())).mean() for row in _dynamics(record) if when(row["step"])]
     return float(np.exp(np.mean(logs))) if logs else None
 
 
+def spread(record: RunRecord) -> float | None:
+    """Largest LBK over smallest, from update 12 on and while the residual is above 1: later there is nothing left to fit."""
+    late = [row["step"] for row in _dynamics(record) if row["step"] >= 12 and row["residual"] >= 1]
+    found = [kernel(record, functools.partial(operator.eq, x)) or math.nan for x in late]
+    return max(found) / min(found) if len(found) > 2 else None
+
+
+def quotient(given: Given, a: str, b: str, when: Callable[[int], bool], key: str = "bound") -> Part:
+    """Of two sources' kernels, seed by seed: is it above 1?"""
+    of = (each(given, method, lambda r: kernel(r, when, key)) for method in (a, b))
+    says = f"{'LBK' if key == 'bound' else 'numerator'} of {SOURCES[a]} over that of {SOURCES[b]}, above 1"
+    return part(says, combine(operator.truediv, *of), 1.0, form=".2g", log=True)
+
+
 def _quotients(given: Given, when: Callable[[int], bool]) -> list[Part]:
-    bounds = {method: each(given, method, lambda r: _bound(r, when)) for pair in ORDER for method in pair}
-    return [
-        part(f"LBK of {SOURCES[a]} over that of {SOURCES[b]}, above 1", combine(lambda x, y: x / y, bounds[a], bounds[b]), 1.0, form=".2g", log=True)
-        for a, b in ORDER
-    ]  # fmt: skip
+    return [quotient(given, a, b, when) for a, b in ORDER]
 
 
 def p1_c8_start(given: Given) -> list[Part]:
@@ -177,17 +188,12 @@ def p1_c8_start(given: Given) -> list[Part]:
 
 
 def p1_c8_middle(given: Given) -> list[Part]:
-    return _quotients(given, lambda step: 16 <= step <= 36)
+    return _quotients(given, lambda step: step in MIDDLE)
 
 
 def p1_c8_settles(given: Given) -> list[Part]:
-    def span(record: RunRecord) -> float | None:
-        late = [row["step"] for row in _dynamics(record) if row["step"] >= 12 and row["residual"] >= 1]
-        found = [_bound(record, functools.partial(operator.eq, x)) or math.nan for x in late]
-        return max(found) / min(found) if len(found) > 2 else None
-
     return [
-        every(f"largest LBK over smallest from update 12 on, {name}, no run over {SPAN:g}", each(given, method, span), SPAN, -1, form=",.1f",
+        every(f"largest LBK over smallest from update 12 on, {name}, no run over {SPAN:g}", each(given, method, spread), SPAN, -1, form=",.1f",
             log=True)
         for method, name in SOURCES.items()
     ]  # fmt: skip
@@ -255,10 +261,12 @@ def p1_c12(given: Given) -> list[Part]:
     ]
 
 
-def once(given: Given) -> list[Part]:
-    def since_start(record: RunRecord) -> float:
-        return runs.drop_at(record, record.evals()[-1]["step"]) - runs.drop_at(record, record.config["after"]["steps"])
+def since_start(record: RunRecord) -> float:
+    """Points of the prior lost at the end since the update at which the run went on from another."""
+    return runs.drop_at(record, _last(record)) - runs.drop_at(record, record.config["after"]["steps"])
 
+
+def once(given: Given) -> list[Part]:
     return [
         part(f"once, lost since its start, above {MUCH:g}", each(given, "self_once", since_start), MUCH),
         part("once minus fresh", minus(given, "self_once", "self_fresh", since_start)),
@@ -322,11 +330,12 @@ def _start(method: str) -> int:
     return int(method.rsplit("_", 1)[1])
 
 
-def _gain(record: RunRecord) -> float:
+def gain(record: RunRecord) -> float:
+    """Points of OOD hands that RFT won since its start."""
     return _at_end(record) - _solved(record, _start(record.method))  # its rows begin with SFT's, up to the start
 
 
-def _signal(record: RunRecord, first: int = 10) -> float | None:
+def signal(record: RunRecord, first: int = 10) -> float | None:
     """Percent of groups, in the first updates of RFT, whose rewards differ: the others teach nothing."""
     start = _start(record.method)
     rows = [
@@ -342,7 +351,7 @@ def h3(given: Given) -> list[Part]:
     method = f"points_rft_{max((_last(r) for r in first.values()), default=0)}"
     peak = each(given, "points_sft", _at_peak)
     return [
-        part("RFT from the end minus SFT's end", combine(lambda gained, _: gained, each(given, method, _gain), peak)),
+        part("RFT from the end minus SFT's end", combine(lambda gained, _: gained, each(given, method, gain), peak)),
         part(f"RFT from the end minus SFT's peak, below {SMALL:g}", combine(lambda x, y: x - y, each(given, method, _at_end), peak), SMALL, -1),
     ]  # fmt: skip
 
@@ -353,7 +362,7 @@ def _starts(given: Given) -> list[str]:
 
 
 def h4(given: Given) -> list[Part]:
-    gains = [each(given, method, _gain) for method in _starts(given)]
+    gains = [each(given, method, gain) for method in _starts(given)]
     gains = gains if len(gains) > 2 else []  # nothing lies between two starts
     return [
         part("mean gain of inner starts", combine(lambda *x: statistics.mean(x[1:-1]), *gains)),
@@ -363,11 +372,11 @@ def h4(given: Given) -> list[Part]:
 
 def h5(given: Given) -> list[Part]:
     starts = _starts(given) if len(_starts(given)) > 2 else []
-    both = [each(given, method, of) for of in (_gain, _signal) for method in starts]
+    both = [each(given, method, of) for of in (gain, signal) for method in starts]
 
     def along(*x: float) -> float:
-        gained, signal = x[: len(starts)], x[len(starts) :]
-        return float(np.corrcoef(gained, signal)[0, 1]) if np.std(gained) > 0 and np.std(signal) > 0 else math.nan
+        gained, taught = x[: len(starts)], x[len(starts) :]
+        return float(np.corrcoef(gained, taught)[0, 1]) if np.std(gained) > 0 and np.std(taught) > 0 else math.nan
 
     return [part(f"correlation of gain and signal over {len(starts)} starts", combine(along, *both), form="+.2f")]
 
@@ -379,7 +388,7 @@ def _compared(given: Given, name: str, of: Callable[[spectra.MatrixReport], floa
     return Values(found, {seed: (f"weights-s{seed}",) for seed in found})
 
 
-def _ways(given: Given) -> list[tuple[str, str]]:
+def ways(given: Given) -> list[tuple[str, str]]:
     """(comparison, whose it is); SFT's is from its base where its peak is its end."""
     enough = sum("peak to end" in s["spectra"] for s in given.studies) >= SEEDS
     way = "peak to end" if enough else "base to end"
@@ -400,7 +409,7 @@ def _of_chance(r: spectra.MatrixReport) -> float:
 
 def h6(given: Given) -> list[Part]:
     parts = []
-    for name, who in _ways(given):
+    for name, who in ways(given):
         null = _compared(given, name, _versus_null(lambda c: c.values))
         parts += [
             part(f"{who}: values change, %, below 1", _compared(given, name, lambda r: 100 * r.change.values), 1.0, -1, form=".2f"),
@@ -411,7 +420,7 @@ def h6(given: Given) -> list[Part]:
 
 def h7(given: Given) -> list[Part]:
     parts = []
-    for name, who in _ways(given):
+    for name, who in ways(given):
         rounding = _compared(given, name, lambda r: _angle(r.change) / _angle(r.floor))
         chordal = _compared(given, name, _versus_null(lambda c: c.left.chordal + c.right.chordal))
         parts += [
@@ -433,7 +442,7 @@ def _edited(given: Given, which: str, edit: str) -> Values:
     return Values(found, {seed: (f"weights-s{seed}",) for seed in found})
 
 
-def _edits(given: Given, which: str, a: str, b: str) -> Values:
+def edits(given: Given, which: str, a: str, b: str) -> Values:
     return combine(lambda x, y: x - y, _edited(given, which, a), _edited(given, which, b))
 
 
@@ -442,38 +451,38 @@ BACK, ON = "end to peak", "RFT to end"  # SFT's end edited towards its peak, RFT
 
 def h8(given: Given) -> list[Part]:
     return [
-        part("vector swap minus none", _edits(given, BACK, "swap vectors", "none")),
+        part("vector swap minus none", edits(given, BACK, "swap vectors", "none")),
         within(
-            f"values swap minus none, within {SMALL:g} either way", _edits(given, BACK, "swap values", "none"), SMALL
+            f"values swap minus none, within {SMALL:g} either way", edits(given, BACK, "swap values", "none"), SMALL
         ),
-        part("vector swap minus rollback 100 %", _edits(given, BACK, "swap vectors", "rollback 100 %"), contrary=SMALL),
+        part("vector swap minus rollback 100 %", edits(given, BACK, "swap vectors", "rollback 100 %"), contrary=SMALL),
         part(
-            "vector swap minus random edit as long", _edits(given, BACK, "swap vectors", "random, as long as the swap")
+            "vector swap minus random edit as long", edits(given, BACK, "swap vectors", "random, as long as the swap")
         ),
     ]
 
 
 def h9(given: Given) -> list[Part]:
-    whole = _edits(given, BACK, "swap vectors", "none")
+    whole = edits(given, BACK, "swap vectors", "none")
 
     def beyond(edit: str) -> Values:
-        return combine(lambda x, y: x - 0.7 * y, _edits(given, BACK, edit, "none"), whole)
+        return combine(lambda x, y: x - 0.7 * y, edits(given, BACK, edit, "none"), whole)
 
-    quarter = _edits(given, BACK, "first quarter", "rollback of the first quarter")
+    quarter = edits(given, BACK, "first quarter", "rollback of the first quarter")
     return [
         part("the whole vector swap minus none", whole),
         part("top 20 %, beyond 70 % of it", beyond("top 20 %")),
-        part("top 20 % minus random 20 %", _edits(given, BACK, "top 20 %", "random 20 %"), contrary=SMALL),
+        part("top 20 % minus random 20 %", edits(given, BACK, "top 20 %", "random 20 %"), contrary=SMALL),
         part("first quarter of the layers, beyond 70 % of it", beyond("first quarter")),
         part("first quarter minus its plain rollback", quarter, contrary=SMALL),
     ]
 
 
 def h10(given: Given) -> list[Part]:
-    back = _edits(given, ON, "swap vectors", "rollback 100 %")
+    back = edits(given, ON, "swap vectors", "rollback 100 %")
     return [
-        part("RFT's model minus SFT's end", _edits(given, ON, "none", "rollback 100 %")),
-        part("vector swap minus none", _edits(given, ON, "swap vectors", "none"), sign=-1),
+        part("RFT's model minus SFT's end", edits(given, ON, "none", "rollback 100 %")),
+        part("vector swap minus none", edits(given, ON, "swap vectors", "none"), sign=-1),
         part("vector swap minus going back wholly", back, sign=-1, contrary=-SMALL),
     ]
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import json
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -42,6 +44,47 @@ class Before:
         return {"method": self.record.method, "steps": self.record.evals()[-1]["step"], "settings": tag}
 
 
+# --- which runs would an arm make? --------------------------------------------------------------------------------------------
+
+_foreseen: ContextVar[list[runs.RunRecord] | None] = ContextVar("foreseen", default=None)
+
+
+class Unforeseen(Exception):
+    """From here on an arm needs the weights of a run that was only foreseen."""
+
+
+def foresee(arm: Callable[[], Any]) -> tuple[list[runs.RunRecord], bool]:
+    """The runs that a call would make, in their order, none of them made: records with their settings and without results. And
+    whether they are all, or the call would first have to ask the policy that the last of them trains."""
+    token = _foreseen.set([])
+    try:
+        arm()
+        whole = True
+    except Unforeseen:
+        whole = False
+    finally:
+        found = _foreseen.get() or []
+        _foreseen.reset(token)
+    return found, whole
+
+
+def foreseeing(record: runs.RunRecord | None = None) -> bool:
+    """Are runs foreseen, not made? Then `record` is noted, of a run that would be made here."""
+    found = _foreseen.get()
+    if found is not None and record is not None:
+        found.append(record)
+    return found is not None
+
+
+def needs_weights() -> None:
+    """To be called where a trained policy is asked. Raises Unforeseen where none was trained."""
+    if foreseeing():
+        raise Unforeseen
+
+
+# --- evaluating ---------------------------------------------------------------------------------------------------------------
+
+
 def held_out(preset: Preset, split: str = "test") -> dict[str, list[Row]]:
     """The new task's and the probes' evaluation rows."""
     return {
@@ -58,10 +101,10 @@ def evaluate_all(model: policy.Policy, held: dict[str, list[Row]]) -> tuple[dict
     ]
     parsed = [jigsaw.parse(t, r.data["rows"], r.data["cols"]) for t, r in zip(texts, held["jigsaw"], strict=True)]
     hits = [jigsaw.hit_fraction(p, r.data["answer"]) for p, r in zip(parsed, held["jigsaw"], strict=True)]
-    counts = {
-        name: evals.evaluate(lambda rows: policy.generate(model, rows), task, held[name])
-        for name, task in hub.probes(model.preset).items()
-    }
+    probes = hub.probes(model.preset)
+    replies = {name: policy.generate(model, held[name]) for name in probes}
+    counts = {name: evals.evaluate(lambda _: replies[name], task, held[name]) for name, task in probes.items()}  # noqa: B023
+    own = {name: scores for name, texts in replies.items() if (scores := hub.published(name, texts, held[name]))}
     row = {
         "kind": "eval",
         "new_exact": sum(h == 1 for h in hits) / len(hits),
@@ -70,6 +113,7 @@ def evaluate_all(model: policy.Policy, held: dict[str, list[Row]]) -> tuple[dict
         "new_n": len(hits),
         "prior": {name: asdict(count) for name, count in counts.items()},
         "prior_mean": evals.prior_mean(counts),
+        **({"published": own} if own else {}),
     }
     return row, samples
 
@@ -171,6 +215,32 @@ class Recorder(TrainerCallback):
             )
 
 
+def rehearses(preset: Preset) -> bool:
+    """Whether a run begins with a rehearsal: on one GPU, where memory runs out, and not with vLLM, which keeps to a share of it."""
+    return preset.device == "cuda" and policy.processes() == 1 and not preset.vllm
+
+
+class Rehearsal(TrainerCallback):
+    """Once, after the first update, when AdamW's moments are there: a micro-step on the longest sample, to no effect.
+
+    What a run needs depends on its longest sample, which may come in its third hour. So it comes first, and if memory runs out it
+    does so at update 1. Gradients, random numbers and measurements are put back, and the run goes on as if nothing had been.
+    """
+
+    def __init__(self, trainer: Any):
+        self.trainer, self.done = trainer, False
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.done:
+            return
+        self.done, made = True, self.trainer
+        kept = copy.deepcopy(made._metrics), state.num_input_tokens_seen
+        with torch.random.fork_rng():
+            made.rehearse()
+        made.model.zero_grad()
+        made._metrics, state.num_input_tokens_seen = kept
+
+
 def weights_at(folder: Path, step: int) -> Path:
     """Where a run keeps the weights of an update that it was asked to keep."""
     return folder / f"weights-{step}"
@@ -258,8 +328,8 @@ def autocast(preset: Preset) -> dict[str, bool]:
     """bfloat16 from compute capability 8.0 on, float16 with loss scaling below, none on a CPU."""
     if preset.device == "cpu":
         return {"bf16": False}
-    new = torch.cuda.get_device_capability()[0] >= 8
-    return {"bf16": new, "fp16": not new}
+    old = policy.old_gpu()
+    return {"bf16": not old, "fp16": old}
 
 
 @contextlib.contextmanager
@@ -279,8 +349,23 @@ def one_thread(preset: Preset) -> Iterator[None]:
 
 
 def _folder(name: str, seed: int, settings: dict[str, Any], home: Path | None) -> Path:
+    home = home or runs.output_home()
+    if foreseeing():  # nothing is made, no folder either
+        return home / "runs" / _folder_name(name, seed, settings)
+    return runs.run_dir(home, _folder_name(name, seed, settings))
+
+
+def _folder_name(name: str, seed: int, settings: dict[str, Any]) -> str:
     tag = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
-    return runs.run_dir(home or runs.output_home(), f"{name}-s{seed}-{tag}")
+    return f"{name}-s{seed}-{tag}"
+
+
+def finished(record: runs.RunRecord, home: Path | None = None) -> bool:
+    """Is there a finished run of these settings under `home`?"""
+    path = (
+        (home or runs.output_home()) / "runs" / _folder_name(record.method, record.seed, record.config) / "record.json"
+    )
+    return path.exists() and runs.load_record(path).status == "done"
 
 
 def run_folder(record: runs.RunRecord, home: Path | None = None) -> Path:
@@ -312,6 +397,11 @@ def run(
         "preset": {**asdict(model.preset)},
         **({"after": after.settings()} if after else {}),
     }
+    begins = after.record.evals()[-1]["step"] if after else 0
+    hollow = [{"kind": "eval", "step": begins + step, "examples": 0} for step in (0, *sorted(eval_steps))]
+    made = runs.RunRecord(f"{name}-s{seed}", name, model.preset.name, seed, settings, status="done", metrics=hollow)
+    if foreseeing(made):
+        return made
     folder = _folder(name, seed, settings, home)
     path = folder / "record.json"
     record = policy.from_main(lambda: runs.load_record(path) if path.exists() else None)
@@ -336,9 +426,7 @@ def run(
     # TRL makes adapters of a quantised model bfloat16, too coarse for small rates, and for one that is there already
     adapter = {n: p.detach().clone() for n, p in model.model.named_parameters() if "lora_" in n}
     trainer = build(folder, recorder)
-    for key, parameter in trainer.model.named_parameters():
-        if parameter.requires_grad:
-            parameter.data = adapter.get(key, parameter.data).float()
+    widen(trainer.model, adapter)
     model.model = trainer.model  # with peft's wrapper, if the arm has one
     trainer.pop_callback(PrinterCallback)
     if policy.processes() > 1:
@@ -348,12 +436,28 @@ def run(
         # transformers' own resume matches no name of a Qwen2.5-VL file (they are the Hub's) and says nothing: it would
         # go on from the base. An adapter's names do match.
         policy.load_trained(model, Path(checkpoint))
-    with one_thread(model.preset):
-        trainer.train(resume_from_checkpoint=checkpoint)
+    if rehearses(model.preset) and hasattr(trainer, "rehearse"):
+        trainer.add_callback(Rehearsal(trainer))
+    try:
+        with one_thread(model.preset):
+            trainer.train(resume_from_checkpoint=checkpoint)
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"The GPU's memory did not suffice at update {trainer.state.global_step}: set a smaller micro_batch or eval_batch, or "
+            "checkpointing=True; `python -m rftkit cost` predicts what will fit."
+        ) from error
     trainer.save_model(str(folder / "final"))
     record.status = "done"
     policy.from_main(lambda: _finish(record, folder))
     return record
+
+
+def widen(model: Any, values: dict[str, torch.Tensor] | None = None) -> None:
+    """Make what is trained float32, with these values where they are given: float16's loss scaling works on nothing else, and small
+    rates get lost in anything coarser."""
+    for key, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            parameter.data = (values or {}).get(key, parameter.data).float()
 
 
 def _finish(record: runs.RunRecord, folder: Path) -> None:

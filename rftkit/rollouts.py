@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from rftkit import jigsaw, policy, runs
 from rftkit.config import Preset, UserError
-from rftkit.recording import last_checkpoint
+from rftkit.recording import last_checkpoint, needs_weights
 from rftkit.scenes import GRID, GROUNDS, LIGHTS
 from rftkit.sft import Data, Lazy
 from rftkit.tasks import ROWS, Row, Task
@@ -61,6 +61,7 @@ def sample(
     """`k` replies to each puzzle, by prompt and sample. `step` tells apart the times that a policy in training is asked again."""
     if k < 1 or not 0 < temperature <= 5:
         raise UserError(f"k = {k} samples at temperature {temperature} cannot be drawn: take k >= 1, 0 < temperature <= 5.")
+    needs_weights()
     out: list[Rollout] = []
     chunk = max(1, model.preset.eval_batch // k)
     indices = list(indices)

@@ -69,10 +69,15 @@ class Part:
         return self.verdict == "no" and other[self.side]
 
     @property
-    def text(self) -> str:
+    def asks(self) -> str:
+        """What it says, with the limit for a "no" where that is another one."""
         side = "below" if self.side == "above" else "above"
         sense = "" if self.contrary is None or len(self.values.of) < SEEDS else f" (no if all {side} {self.contrary:g})"
-        return f"{self.says}{sense}: {self.told}, {self.verdict}"
+        return self.says + sense
+
+    @property
+    def text(self) -> str:
+        return f"{self.asks}: {self.told}, {self.verdict}"
 
 
 def combine(how: Callable[..., float], *values: Values) -> Values:

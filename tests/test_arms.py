@@ -1,6 +1,6 @@
 import pytest
 
-from rftkit import arms, recording, runs, two_stage
+from rftkit import arms, recording, runs, shelf, two_stage
 from rftkit.config import UserError, get_preset
 
 
@@ -41,4 +41,4 @@ def test_probe_table_is_read_where_the_target_was_reached():
 
 def test_an_unknown_arm_is_named():
     with pytest.raises(UserError, match="no arm 'dpo'"):
-        arms.main(["--arms", "dpo"])
+        shelf.main(["--arms", "dpo"])

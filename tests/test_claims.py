@@ -569,6 +569,44 @@ def test_the_markdown_is_one_table(shelf):
     assert "<" not in "".join(rows) and lines[-1].startswith(f"{len(claims.load_claims())} entries: ")
 
 
+def test_a_notebook_shows_each_claim_and_each_of_its_parts(shelf):
+    lines = claims.ledger(claims.load_runs(shelf)[0], only="02")
+    said, parts, note, size = claims.tables(lines).split("\n\n")
+    assert [row.split(" | ")[0][2:] for row in said.splitlines()[2:]] == [line.claim.id for line in lines]
+    assert "| not tested: our probes measure what is kept, not what is gained |" in said
+    assert "| P1-C4 | points lost by SFT at 50% | +30.5 (+29.3 to +31.7) | 0, 1, 2 | yes |" in parts
+    assert len(parts.splitlines()) == 2 + sum(len(line.parts) for line in lines)
+    assert {row.count("|") for row in said.splitlines()} == {row.count("|") for row in parts.splitlines()} == {6}
+    assert note.endswith("which entered nothing: none.") and size == claims.size(lines)
+    brief = claims.brief(next(line for line in lines if line.claim.id == "P1-C4"))
+    assert brief == "  points lost by SFT at 50%: +30.5 (+29.3 to +31.7), yes\nP1-C4: reproduced."
+
+
+def test_a_notebook_names_the_runs_that_have_no_value():
+    made = [puzzle("sft", seed, (30, 30, 0.0, 0.9 if seed else 0.3)) for seed in range(4)]
+    assert "which entered nothing: sft-s0." in claims.tables(claims.ledger(arms_of(made), only="02"))
+
+
+def test_the_ledger_takes_another_target():
+    arms, _ = given("P1-C4", dict.fromkeys(SEEDS, 1))
+    at_half, at_quarter = (
+        next(line for line in claims.ledger(arms, only="02", target=t) if line.claim.id == "P1-C4") for t in (0.5, 0.25)
+    )
+    assert at_quarter.parts[0].interval.mean == pytest.approx(at_half.parts[0].interval.mean / 2)
+
+
+NOTEBOOKS = [path for path in sorted((ROOT / "notebooks").glob("0*.ipynb")) if path.name[:2] in claims._notebooks()[1:]]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_takes_its_verdicts_from_the_ledger(path):
+    code = "\n".join("".join(c["source"]) for c in json.loads(path.read_text())["cells"] if c["cell_type"] == "code")
+    assert "claims.tables(claims.ledger(" in code or "claims.tables(lines)" in code
+    assert re.search(rf'claims\.ledger\([^\n]*"{path.name[:2]}"', code)
+    assert not re.findall(r"def (standing|part|judge|decisive_parts|verdict)\(", code)
+    assert not re.findall(r"\.(?:lo|hi) [<>] ", code), "an interval is judged in the notebook"
+
+
 @pytest.mark.parametrize(
     ("argv", "says"),
     [

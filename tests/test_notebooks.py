@@ -9,6 +9,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
+from rftkit import evals, judged
 from rftkit.config import UserError
 from rftkit.notebooks import declared_parameters
 
@@ -19,6 +20,28 @@ IMAGE = re.compile(r"!\[(?P<alt>[^\]]*)\]\((?P<src>[^)\s]+)[^)]*\)")
 LINK = re.compile(r"\]\((?P<target>[^)\s]+)[^)]*\)")
 COLAB = re.compile(r"colab\.research\.google\.com/github/[^/]+/[^/]+/blob/[^/]+/(?P<path>[^)\s\"?#]+)")
 FENCE = re.compile(r"^(```|~~~).*?^\1", re.M | re.S)
+HOT = re.compile(
+    r"^\s*\[[^\]]+\]:\s*(https?:\S+\.(?:png|jpe?g|gif|svg|webp)\b\S*)", re.M | re.I
+)  # an image's address, by reference
+
+# A number that looks like a result: with a unit, or with a decimal point.
+UNITS = r"%|percent|(?:percentage )?points?|nats?|degrees|[GMk]B|min|minutes?|seconds?|hours?"
+RESULT = re.compile(rf"(?<![\w.$-])\d[\d,]*(?:\.\d+)?\s?(?:{UNITS})(?!\w)|(?<![\w.$-])\d+\.\d+(?![\w.])")
+GRADE = re.compile(r"\[(?:[ABCDFPRTX]|2ND|ABS|CODE)(?:[ ,;:][^\]]*)?\]")
+# What looks like one and is none: a rule, a setting of ours, a consequence of arithmetic.
+NO_RESULTS = {
+    r"95 ?%": "the level of every interval",
+    r"(?m)^\| time.*$": "the row of the first table that says what the notebook costs, which its last cell measures",
+    r"[Tt]heorem \d\.\d": "a theorem's number",
+    rf"\b(?:{judged.SMALL:g}|{judged.MUCH:g}|{judged.BREAKS:g})(?: and {judged.BREAKS:g})? points": "limits of the ledger's rules",
+    r"less than 1 %|70 % of what": "limits of the ledger's rules for notebook 05",
+    r"first solves 5 %": "the setting of the arms that begin from RFT's first successes",
+    r"at 25 %(?: and at 90 %)?|at 90 %": "targets at which arms are compared besides the usual one",
+    r"by about 1 nat|by 0\.05 nats|by 1\.6 at a time": "sizes of steps that a cell takes",
+    r"have t = 4\.3": "Student's quantile for three seeds, held against evals.t_quantile below",
+    r"would take 12 GB": "three billion numbers of four bytes",
+    r"not at 90 degrees": "a right angle",
+}
 FORBIDDEN = {
     r"(?<![\w.])(eval|exec)\(": "calls eval or exec",
     r"\b(notebook_)?login\(": "asks for a login",
@@ -90,11 +113,29 @@ def markdown_problems(cell, path):
     for badge in COLAB.finditer(text):
         if (ROOT / badge["path"]).resolve() != path.resolve():
             yield f"the Colab badge opens {badge['path']}"
+    for source in [*re.findall(r"<img\b[^>]*\bsrc=[\"'](https?:[^\"']+)", text), *HOT.findall(text)]:
+        yield f"image {source} is fetched from the network"
+    for number, block in unsupported(cell.source):
+        yield f"{number!r} is neither computed nor graded, and not said to be recorded: {block}"
     for target in LINK.findall(text):
         if not re.match(r"[a-z]+:|#|attachment:", target) and not (path.parent / target.split("#")[0]).exists():
             yield f"links to {target}, which does not exist"
     if re.search(next(p for p, t in FORBIDDEN.items() if "absolute" in t), text):
         yield "holds an absolute path"
+
+
+def unsupported(source):
+    """(number, where it stands) of results typed into prose: in a paragraph, an item or a table row without a grade and without the
+    word "recorded"."""
+    text = FENCE.sub("", source)
+    for inside in (r"(?s)\$\$.*?\$\$", r"\$[^$\n]*\$", r"`[^`\n]*`", r"\]\([^)]*\)", r"\b\d{4}\.\d{4,5}(?:v\d+)?\b"):
+        text = re.sub(inside, "]" if inside.startswith(r"\]") else "", text)
+    for pattern in NO_RESULTS:
+        text = re.sub(pattern, "", text)
+    for paragraph in re.split(r"\n\s*\n", text):
+        for block in re.split(r"\n(?=\s*(?:\||[-*] |\d+\. ))", paragraph):
+            if not GRADE.search(block) and "recorded" not in block.lower():
+                yield from ((hit.group(), " ".join(block.split())[:80]) for hit in RESULT.finditer(block))
 
 
 def heading_problems(notebook):
@@ -119,6 +160,16 @@ def test_notebook(path):
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
     assert problems(notebook, path) == []
+
+
+@pytest.mark.parametrize("pattern", NO_RESULTS)
+def test_no_exception_is_idle(pattern):
+    prose = [cell.source for path in NOTEBOOKS for cell in nbformat.read(path, 4).cells if cell.cell_type == "markdown"]
+    assert any(re.search(pattern, text) for text in prose)
+
+
+def test_the_quantile_in_prose_is_students():
+    assert f"{evals.t_quantile(0.975, judged.SEEDS - 1):.1f}" == "4.3"
 
 
 # The linter itself: a notebook it accepts, and one change for each rule.
@@ -169,6 +220,11 @@ CHANGES = {
     "no alt text": text("![ ](../LICENSE)"),
     "<img src='x.png'> has no alt": text("<img src='x.png'>"),
     "fetched from the network": text("![a dog](https://example.org/dog.png)"),
+    "tag.png is fetched": text("<img alt='a dog' src='https://example.org/tag.png'>"),
+    "ref.svg is fetched": text("![a dog][dog]\n\n[dog]: https://example.org/ref.svg"),
+    "'42.5 %' is neither computed nor graded": text("It solves 42.5 % of them [the rest](../LICENSE)."),
+    "'3.1' is neither": text("| arm | lost |\n|---|---|\n| SFT | 51 [C] |\n| RFT | 3.1 |"),
+    "'7 points' is neither": text("Recorded runs say so.\n\n- it loses 7 points"),
     "Colab badge opens": text("[x](https://colab.research.google.com/github/o/r/blob/v0.1.0/notebooks/02_other.ipynb)"),
     "links to gone.md": text("[a page](gone.md#part)"),
     "has no title": lambda nb: nb.cells[0].update(source="Hello"),
@@ -185,6 +241,14 @@ def test_linter_accepts_its_own_badge():
     notebook = good_notebook()
     text("[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
          "(https://colab.research.google.com/github/o/r/blob/v0.1.0/notebooks/01_example.ipynb)")(notebook)  # fmt: skip
+    assert problems(notebook, PATH) == []
+
+
+def test_linter_accepts_numbers_that_someone_vouches_for():
+    notebook = good_notebook()
+    text("The paper has 42.5 % [C], and 3.1 [2ND, a table].\n\n- In the recorded runs it was 7 points.")(notebook)
+    text("A 95 % interval; theorem 5.1; $x = 0.25$ and `p = 0.5`, see [arXiv 2506.23508](https://arxiv.org/abs/2506.23508), part 4.")(notebook)  # fmt: skip
+    text("| time | 90 minutes |\n|---|---|\n\n```\n51.1 points\n```\nThree seeds of 4 arms.")(notebook)
     assert problems(notebook, PATH) == []
 
 
