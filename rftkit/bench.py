@@ -5,26 +5,34 @@ Both trainers start from the same weights and get the same puzzles and the same 
 losses must agree; the table prints by how much they do. GRPO's loss is near 0 by construction while the policy is the one that
 sampled, so that the losses agree says little: that the rewards stay equal update after update says that the weights do. The
 gradients themselves are compared in tests/test_rft.py.
+
+With a preset for a GPU: whole updates of SFT and RFT, the kit's and plain TRL's with the same settings, and their memory at the peak.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
+import re
 import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+import trl
 from tqdm import tqdm
-from trl import GRPOConfig, GRPOTrainer
+from transformers import PrinterCallback, TrainerCallback
+from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
-from rftkit import dynamics, hub, prefix_rft, recording, rft, tasks
+from rftkit import dynamics, hub, prefix_rft, recording, rft, sft, tasks
 from rftkit.config import Preset, UserError, get_preset
-from rftkit.policy import Policy, load_policy
+from rftkit.policy import Policy, compute_dtype, load_policy
+from rftkit.runs import output_home
 from rftkit.tasks import Row
 
 MOST_PREFIX = 1.25  # what a Prefix-RFT step may cost, in RFT steps
@@ -191,14 +199,123 @@ def gradients_in_a_loop(policy: Policy, rows: list[Row]) -> list[dict[str, torch
     return made
 
 
+# --- whole trainings, on a GPU -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Some updates of one method by one side: seconds of each after the warm-up, and the peak in bytes by torch's account of a GPU."""
+
+    method: str
+    side: str
+    seconds: tuple[float, ...]
+    peak: float
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+
+class Clock(TrainerCallback):
+    """Seconds of every update, when the device has done all that it was given."""
+
+    def __init__(self, warm_up: int):
+        self.warm_up, self.seconds = warm_up, list[float]()
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+            if state.global_step == self.warm_up:  # AdamW's moments are there
+                torch.cuda.reset_peak_memory_stats()
+        self.started = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        if state.global_step > self.warm_up:
+            self.seconds.append(time.perf_counter() - self.started)
+
+
+def variety(completions: list[Any], **_: Any) -> list[float]:
+    """A reward that differs between any two replies, since a model with random weights earns no other."""
+    return [len(set(c[0]["content"].split())) / 512 for c in completions]
+
+
+def whole_training(preset: Preset, method: str, kit: bool, steps: int = 3, warm_up: int = 1) -> Measured:
+    """Train a preset's "sft" or "rft" for some updates, by the kit or by TRL as it comes, with the same settings."""
+    policy, task = load_policy(preset), hub.new_task(preset)
+    if not kit:
+        del policy.model.model.get_image_features  # back to the class's own
+    clock, lr = Clock(warm_up), preset.lora_lr if method == "sft" and preset.lora_rank else preset.rft_lr
+    with TemporaryDirectory() as folder:
+        usual = {"output_dir": folder, **recording.trainer_arguments(preset, lr, steps + warm_up, 0, steps + warm_up + 1)}
+        made: dict[str, Any] = {
+            "processing_class": policy.processor, "callbacks": [clock],
+            "peft_config": sft.lora_config(preset.lora_rank) if preset.lora_rank else None,
+        }  # fmt: skip
+        row = sft.sft_row if method == "sft" else rft.rft_row
+        made["train_dataset"] = recording.lazy_dataset(lambda i: row(task.row(0, i, "train")), preset.train_n)
+        if method == "sft":
+            maker: Any = sft.LongestFirst if kit else SFTTrainer
+            made["args"] = SFTConfig(**usual, **sft.sft_arguments(preset))
+        else:
+            maker, made["reward_funcs"] = rft.RFTTrainer if kit else GRPOTrainer, [variety]
+            made["args"] = GRPOConfig(**usual, **rft.grpo_arguments(preset), beta=preset.rft_beta)
+        trainer = maker(policy.model, **made)
+        if kit or recording.autocast(preset).get("fp16"):  # plain TRL's bfloat16 adapters fail under float16
+            recording.widen(trainer.model)
+        trainer.pop_callback(PrinterCallback)
+        trainer.train()
+    peak = float(torch.cuda.max_memory_allocated()) if preset.device == "cuda" else float("nan")
+    del trainer, policy, made
+    if torch.cuda.is_available():
+        gc.collect()
+        torch.cuda.empty_cache()
+    return Measured(method, "rftkit" if kit else "plain TRL", tuple(clock.seconds), peak)
+
+
+def beside_trl(preset: Preset, steps: int = 3) -> list[Measured]:
+    """SFT and RFT, the kit and plain TRL, one after another on the device at hand."""
+    return [whole_training(preset, method, kit, steps) for method in ("sft", "rft") for kit in (True, False)]
+
+
+def table(found: Sequence[Measured], preset: Preset) -> str:
+    """What was measured as Markdown, under the name of the card and the settings."""
+    device = torch.cuda.get_device_name() if preset.device == "cuda" else "CPU"
+    lines = [
+        f"{device}, {preset.quantize} + LoRA {preset.lora_rank}, {preset.max_pixels} pixels, G = {preset.rft_group}, "
+        f"{preset.max_completion} new tokens, {preset.rft_prompts} prompts and {preset.sft_batch} examples an update, "
+        f"torch {torch.__version__}, TRL {trl.__version__}, median of {len(found[0].seconds)} updates", "",
+        "| method | side | s an update | peak, GB | times as fast |", "|---|---|---|---|---|",
+    ]  # fmt: skip
+    for m in found:
+        (plain,) = (other.median for other in found if other.method == m.method and other.side == "plain TRL")
+        lines.append(f"| {m.method} | {m.side} | {m.median:.2f} | {m.peak / 1e9:.2f} | {plain / m.median:.2f} |")
+    return "\n".join(lines)
+
+
+def write_table(found: Sequence[Measured], preset: Preset) -> Path:
+    """Into bench/ of RFTKIT_HOME, under the card's name."""
+    name = torch.cuda.get_device_name() if preset.device == "cuda" else "CPU"
+    path = output_home() / "bench" / f"{re.sub('[^A-Za-z0-9]+', '-', name)}.md"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(table(found, preset) + "\n")
+    return path
+
+
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m rftkit bench", description=__doc__)
     parser.add_argument("--preset", default="tiny")
     parser.add_argument("--steps", type=int, default=12)
     args = parser.parse_args(argv)
     preset = get_preset(args.preset)
-    if preset.device != "cpu" or args.steps < 1:
-        raise UserError("The bench compares whole updates on the CPU: take --preset tiny and --steps 1 or more.")
+    if args.steps < 1:
+        raise UserError(f"--steps {args.steps} measures nothing: give 1 or more.")
+    if preset.device != "cpu":
+        compute_dtype(preset)  # says so if there is no GPU
+        found = beside_trl(preset, args.steps)
+        print(f"{table(found, preset)}\nWritten to {write_table(found, preset)}")
+        return 0
     print(f"{preset.rft_prompts} puzzles x {preset.rft_group} rollouts a step, {torch.get_num_threads()} threads")
     kit, plain = compare(preset, args.steps)
     print(f"{'':10} {'s a step (median)':>18} {'min':>6} {'max':>6} {'peak MB over idle':>18}")

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import inspect
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,9 +25,8 @@ from typing import Any
 import psutil  # type: ignore[import-untyped]
 import torch
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
-from trl import GRPOConfig
 
-from rftkit import arms, hub, jigsaw, notebooks, policy
+from rftkit import hub, jigsaw, notebooks, policy, runs
 from rftkit.config import PRESETS, Preset, UserError, get_preset
 
 GB = 1e9
@@ -39,7 +39,13 @@ HEADROOM = {"cuda": 1.1, "cpu": 1.4}
 CONTEXT = 0.6 * GB  # CUDA context and the libraries' workspaces (assumed)
 TILE = 32_768  # vocabulary entries a tile of TRL's fused head, for at most 4,096 tokens
 KEPT_IMAGES = inspect.signature(policy.reuse_features).parameters["keep"].default
-VLLM_SHARE = GRPOConfig.vllm_gpu_memory_utilization
+
+
+def vllm_share() -> float:
+    """What vLLM beside the training takes of a GPU's memory, by TRL's default."""
+    from trl import GRPOConfig  # heavy, and a notebook that trains nothing has no other use for it
+
+    return GRPOConfig.vllm_gpu_memory_utilization
 
 
 # --- shapes ---------------------------------------------------------------------------------------------------------------
@@ -152,9 +158,19 @@ class Work:
 
 
 def work_of(preset: Preset, name: str) -> Work:
-    """The training of the arm `name` of rftkit/arms.py. Raises UserError for an arm that is not known."""
+    """The training of the arm `name` of rftkit/arms.py. Raises UserError for an arm that is not known.
+
+    GeneralPoints, whose prompts have no picture, is counted as if they had one.
+    """
+    from rftkit import arms, two_stage  # they import the trainers
+
     if name not in arms.ARMS:
         raise UserError(f"There is no arm {name!r}: choose from {', '.join(arms.ARMS)}.")
+    if name.startswith("points_"):
+        preset, plan = two_stage.plan_of(preset)
+        if name.startswith("points_rft"):
+            return Work(name, "rft", preset, plan.rft_steps, preset.max_completion, 2)
+        return Work(name, "sft", preset, plan.checkpoints[-1], preset.max_completion, 1 + len(plan.checkpoints))
     bare = count_tokens(jigsaw.answer_text(tuple(range(1, preset.rows * preset.cols + 1)))) + 2
     if "rft" in name.split("_")[:2] and not name.startswith("sft"):
         steps = max(1, preset.rft_steps // 10) if name == "rft_early" else preset.rft_steps
@@ -207,7 +223,7 @@ def weight_bytes(preset: Preset) -> Bytes:
     return {
         "projections" + (" (NF4)" if preset.quantize == "nf4" else ""): linear,
         "embeddings, head, norms": (shape.language - shape.linear) * language,
-        "vision tower": shape.vision * (size.weight if preset.freeze_vision else size.stream),
+        "vision tower": shape.vision * (4 if policy.wide_tower(preset) else size.weight if preset.freeze_vision else size.stream),
     }
 
 
@@ -298,15 +314,16 @@ def cache_bytes(preset: Preset, rows: int) -> float:
 
 
 def update_batches(work: Work) -> list[Batch]:
-    """The forward passes whose activations live at once in one micro-step: RFT reads a group's prompt once, then its completions."""
+    """The forward passes whose activations live at once in one micro-step: RFT reads a prompt once, then its completions."""
     p, prompt = work.preset, prompt_tokens(work.preset)
     if work.algorithm == "sft":
         rows = p.micro_batch or p.sft_batch
         return [Batch(rows, prompt + work.answer, prompt + work.answer, rows)]
-    rows = p.rft_prompts * p.rft_group if p.device == "cpu" else p.rft_group
+    whole = p.rft_prompts * p.rft_group
+    rows = math.gcd(whole, p.micro_batch or (whole if p.device == "cpu" else p.rft_group))  # as in `rft.grpo_arguments`
+    groups = -(-rows // p.rft_group)
     if p.checkpointing or p.vllm:  # RFTTrainer falls back to TRL's own pass
-        return [Batch(rows, prompt + work.answer, prompt + work.answer, rows // p.rft_group)]
-    groups = rows // p.rft_group
+        return [Batch(rows, prompt + work.answer, prompt + work.answer, groups)]
     return [Batch(groups, prompt, prompt, groups), Batch(rows, work.answer + 1, prompt + work.answer, 0)]
 
 
@@ -436,6 +453,12 @@ def seconds_of(work: Work, device: Device, speed: Speed | None = None) -> Second
     return Seconds(update, rollouts, evaluation)
 
 
+def seconds_in_all(work: Work, device: Device) -> tuple[float, float]:
+    """Of a whole training: its updates with their rollouts, and at most its evaluations."""
+    s = seconds_of(work, device)
+    return work.steps * (s.update + s.rollouts), work.evaluations * s.evaluation
+
+
 @dataclass(frozen=True)
 class Published:
     """Seconds of a step as somebody else measured them (evidence grade C: one secondary source), and the nearest preset."""
@@ -523,7 +546,12 @@ class Card:
     def needed(self, total_memory: float) -> float:
         """The peak with what is reserved beside it; vLLM in the same process takes its share of all the memory there is."""
         context = CONTEXT if self.preset.device == "cuda" else 0.0
-        return self.peak * HEADROOM[self.preset.device] + context + (VLLM_SHARE * total_memory if self.vllm else 0.0)
+        return self.peak * HEADROOM[self.preset.device] + context + (vllm_share() * total_memory if self.vllm else 0.0)
+
+    def evaluation_share(self, device: Device) -> float:
+        """The part of all arms' time on a card that is spent on evaluations, at most."""
+        spent = [seconds_in_all(work, device) for work in self.works]
+        return sum(e for _, e in spent) / sum(t + e for t, e in spent)
 
     def refusal(self, total_memory: float) -> str | None:
         """None if `total_memory` bytes will do, else one sentence that says what is missing and which settings would fit."""
@@ -593,7 +621,7 @@ class Card:
         )
         lines.append(
             f"A machine should have {beside} besides"
-            + (f", and vLLM takes {VLLM_SHARE:.0%} of all." if self.vllm else ".")
+            + (f", and vLLM takes {vllm_share():.0%} of all." if self.vllm else ".")
         )
         return lines
 
@@ -604,17 +632,20 @@ class Card:
             "Time on one card, an order of magnitude; rollouts and evaluations if every answer is as long as it may be:"
         ]
         lines.append(
-            f"  {'':6} {'fits':5} {'arm':14} {'s an update':>12} {'s rollouts':>11} {'updates, h':>11} {'evaluations, h at most':>24}"
+            f"  {'':6} {'fits':5} {'arm':14} {'s an update':>12} {'s rollouts':>11} {'updates, h':>11} {'evaluations, h at most':>24} {'share':>6}"
         )
         for device in devices:
             for work in self.works:
                 fits = "yes" if Card(self.preset, (work,)).needed(device.memory) <= device.memory else "no"
                 s = seconds_of(work, device)
-                hours = work.steps * (s.update + s.rollouts) / 3600, work.evaluations * s.evaluation / 3600
+                trains, evaluates = (h / 3600 for h in seconds_in_all(work, device))
                 lines.append(
-                    f"  {device.name:6} {fits:5} {work.name:14} {s.update:12.1f} {s.rollouts:11.1f} {hours[0]:11.1f} "
-                    f"{f'{work.evaluations} x {s.evaluation / 3600:.1f} = {hours[1]:.0f}':>24}"
+                    f"  {device.name:6} {fits:5} {work.name:14} {s.update:12.1f} {s.rollouts:11.1f} {trains:11.1f} "
+                    f"{f'{work.evaluations} x {s.evaluation / 3600:.2f} = {evaluates:.1f}':>24} "
+                    f"{evaluates / (trains + evaluates):6.0%}"
                 )
+            if len(self.works) > 1:
+                lines.append(f"  {device.name:6} evaluations take at most {self.evaluation_share(device):.0%} of all arms' time together")
         lines.append("Others published (grade C: one secondary source each), and what this page would have said:")
         for p in PUBLISHED:
             s = seconds_of(p.work, next(d for d in DEVICES if d.name == p.device))
@@ -672,6 +703,52 @@ def card(preset: Preset, *methods: str) -> Card:
     return Card(preset, tuple(work_of(preset, name) for name in methods))
 
 
+# --- a notebook's first cell -------------------------------------------------------------------------------------------------------
+
+
+def notice(preset: Preset, *methods: str) -> str:
+    """The card in a few lines, for the device at hand. Raises UserError, with settings that would fit, where it is too small."""
+    found, room = card(preset, *methods), memory_here(preset)
+    if refused := found.refusal(room):
+        raise UserError(refused)
+    name, phase = found.worst
+    where = f"arm {name}, {phase}" if methods else "questions to the base"
+    said = [f"Memory: about {found.needed(room) / GB:.1f} GB at the peak ({where}), and {room / GB:.1f} GB are there."]
+    trained = [work for work in found.works if work.algorithm != "none"]
+    if trained:
+        said.append(f"Training: {_minutes(trained, preset)}. Evaluations come on top.")
+    sizes = downloads(preset)
+    known = sum(size for size in sizes.values() if size) / GB
+    more = [name for name, size in sizes.items() if size is None]
+    said.append(
+        f"Downloads, if not here already: {known:.1f} GB" + (f" and {', '.join(more)}." if more else ".")
+        if sizes
+        else "Downloads: none."
+    )
+    return "\n".join(said)
+
+
+def _minutes(works: Sequence[Work], preset: Preset) -> str:
+    """Minutes of the updates: predicted for a card of `DEVICES`, taken from the recorded runs on a CPU."""
+    if preset.device == "cuda":
+        name = torch.cuda.get_device_name()
+        device = next((d for d in DEVICES if d.name in name), None)
+        if device is None:
+            return f"not predicted for {name}; `python -m rftkit cost` says what other cards take"
+        return f"about {sum(seconds_in_all(work, device)[0] for work in works) / 60:.0f} minutes on this {device.name}"
+    seconds = {work.name: recorded_seconds(work) for work in works}
+    said = ", ".join(f"{name} {'not recorded' if s is None else f'about {s / 60:.1f} minutes'}" for name, s in seconds.items())
+    return f"{said}, by the recorded runs, each on one thread of a busy two-core machine"
+
+
+def recorded_seconds(work: Work) -> float | None:
+    """Seconds of the arm's updates at the pace of its recorded runs; None where there is none."""
+    paths = runs.RECORDED_DIR.glob(f"{work.preset.name}-{work.name}-s*.json")
+    last = [r.evals()[-1] for r in map(runs.load_record, paths) if r.status == "done"]
+    done = sum(row["step"] for row in last)
+    return work.steps * sum(row["seconds"] for row in last) / done if done else None
+
+
 # --- the command -------------------------------------------------------------------------------------------------------------------
 
 
@@ -686,7 +763,11 @@ def memory_here(preset: Preset) -> int:
 
 def arms_of(path: Path, preset: Preset) -> tuple[str, ...]:
     """The arms that a notebook trains live unless told otherwise, with those that they need first where nothing is recorded."""
+    from rftkit import arms
+
     declared = notebooks.declared_parameters(notebooks.read_notebook(path), path.name)
+    if path.stem[:2] == "05":
+        return ("points_sft", "points_rft_320") if declared.get("live") else ()
     live = str(declared.get("live_arms", "")).split()
     if "live_arms" not in declared and path.stem[:2] != "01":
         live = ["sft", "rft"] if path.stem[:2] != "03" else ["sft"]

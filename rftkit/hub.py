@@ -2,7 +2,8 @@
 
 The new task of the GPU tiers is the jigsaw over COCO photographs; their probes are POPE, RefCOCO, DocVQA, MME, MMStar and
 MMMU, the benchmarks of 2506.23508. Our scores are shares of correct answers, so that all probes can be averaged: MME's published
-number is a sum of points, DocVQA's a mean ANLS, POPE's an F1. Compare ours before and after training, not with a paper's.
+number is a sum of points, DocVQA's a mean ANLS, POPE's an F1 (`published` gives the latter two). Compare ours before and after
+training, not with a paper's.
 
 None of these downloads could be tried where this module was written. Repositories, files and columns are those that the Hub's
 pages and lmms-eval's task files show; the tests run the same code on small local data sets of that form.
@@ -28,6 +29,7 @@ from PIL import Image
 
 from rftkit import tasks
 from rftkit.config import Preset, UserError
+from rftkit.runs import output_home
 from rftkit.scenes import rng_for
 from rftkit.tasks import Row, Verdict
 
@@ -121,7 +123,7 @@ def load(source: Source) -> Any:
         # no_checks: the repository's README promises splits that are left out here
         data = load_dataset(
             source.repo, data_files={"data": source.files}, split="data", revision=_revision(source.repo),
-            verification_mode="no_checks", streaming=False,
+            verification_mode="no_checks", streaming=False, cache_dir=cache_folder(),
         )  # fmt: skip
     except Exception as error:  # the loader, the Hub's client and the network each have their own kinds
         lines = str(error).strip().splitlines()
@@ -137,6 +139,13 @@ def load(source: Source) -> Any:
             "it has changed, so pin an older commit of it in REVISIONS of rftkit/hub.py."
         )
     return data
+
+
+def cache_folder() -> str | None:
+    """Where data sets are kept: data/ of RFTKIT_HOME where that is set, else, or where HF_HOME or HF_DATASETS_CACHE says so, the
+    Hub library's own place."""
+    told = any(os.environ.get(name) for name in ("HF_HOME", "HF_DATASETS_CACHE"))
+    return str(output_home() / "data") if os.environ.get("RFTKIT_HOME") and not told else None
 
 
 @lru_cache
@@ -436,6 +445,35 @@ def says_text(body: str, row: Row) -> bool | None:
     """Right where the ANLS to any reference is at least 0.5, below which ANLS itself counts 0. Only silence is unparseable."""
     said = " ".join(body.lower().split())
     return any(_alike(said, " ".join(truth.lower().split())) for truth in row.key) if said else None
+
+
+def anls(said: str, truths: tuple[str, ...]) -> float:
+    """1 - distance / longer to the nearest reference, 0 where that is below 0.5 (DocVQA, 2007.00398)."""
+    best, said = 0.0, " ".join(said.lower().split())
+    for truth in (" ".join(truth.lower().split()) for truth in truths):
+        if said and _alike(said, truth):
+            best = max(best, 1 - edit_distance(said, truth) / max(len(said), len(truth)))
+    return best
+
+
+def published(name: str, texts: list[str], rows: list[Row]) -> dict[str, float]:
+    """What a benchmark's own paper reports, beside our share of correct answers: POPE's precision, recall and F1 of "yes" and its
+    share of yes (2305.10355), DocVQA's mean ANLS. {} where that is the share itself, as with IoU at 0.5 and with letters.
+
+    A reply that cannot be read is neither yes nor no here, where POPE's own script takes it for yes unless it holds a no. MME's sum of
+    points needs all questions, in pairs: `rftkit.export` hands such a count to lmms-eval.
+    """
+    if name == "docvqa":
+        return {"anls": sum(anls(final(text), row.key) for text, row in zip(texts, rows, strict=True)) / len(rows)}
+    if name != "pope":
+        return {}
+    yes = Row("pope", "", "", key=("yes",))
+    said = [says_yes_no(final(text), yes) is True for text in texts]
+    true = [row.key == ("yes",) for row in rows]
+    both = sum(a and b for a, b in zip(said, true, strict=True))
+    precision, recall = both / max(1, sum(said)), both / max(1, sum(true))
+    f1 = 2 * precision * recall / (precision + recall) if both else 0.0
+    return {"precision": precision, "recall": recall, "f1": f1, "yes": sum(said) / len(said)}
 
 
 def _alike(a: str, b: str) -> bool:

@@ -8,6 +8,8 @@ approximated; `tests/test_rft.py` holds losses and gradients against plain TRL's
 
 from __future__ import annotations
 
+import copy
+import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -22,6 +24,7 @@ from transformers import DynamicCache
 from transformers.generation import LogitsProcessorList
 from trl import GRPOConfig, GRPOTrainer
 from trl.models.utils import unwrap_model_for_generation
+from trl.trainer.utils import split_pixel_values_by_grid, split_tensor_dict, unsplit_pixel_values_by_grid
 
 from rftkit import hub, jigsaw, recording, runs
 from rftkit.config import Preset, UserError
@@ -73,6 +76,10 @@ class RFTTrainer(GRPOTrainer):
     or tools, and in the loss with gradient checkpointing, which has no cache to share (generation does not checkpoint)."""
 
     _group: torch.Tensor | None = None  # (B,) which rows have the same prompt and image
+    # TRL's own
+    _buffered_inputs: Any
+    _current_train_step_time: float
+    generation_config: Any
 
     @property
     def _generates_shared(self) -> bool:
@@ -87,10 +94,22 @@ class RFTTrainer(GRPOTrainer):
         return None
 
     def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
-        """TRL counts micro-steps from 0 after a resume; its schedule of fresh rollouts needs the count from the first update."""
-        if self._buffered_inputs is None and self.model.training:
+        """TRL counts micro-steps from 0 after a resume; its schedule of fresh rollouts needs the count from the first update.
+
+        And TRL shuffles rollouts before it splits them into micro-batches, which tears groups apart and with them the prompts that
+        they share. All micro-batches of a batch of rollouts make one update, a sum that no order changes: here they stay in order.
+        """
+        if not self.model.training:
+            return super()._prepare_inputs(generation_batch)
+        if fresh := self._buffered_inputs is None:
             self._step = self.state.global_step * self.args.gradient_accumulation_steps
-        return super()._prepare_inputs(generation_batch)
+        pieces = self.args.steps_per_generation
+        if pieces == 1 or not self._shares_prompts:
+            return super()._prepare_inputs(generation_batch)
+        if fresh or self._step % (pieces * self.num_iterations) == 0:
+            output = split_pixel_values_by_grid(self._generate_and_score_completions(generation_batch))
+            self._buffered_inputs = [unsplit_pixel_values_by_grid(part) for part in split_tensor_dict(output, pieces)]
+        return self._buffered_inputs[self._step % pieces]
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         size = self.num_generations if self.model.training else self.num_generations_eval
@@ -102,6 +121,20 @@ class RFTTrainer(GRPOTrainer):
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
         self._group = inputs["prompt_group"]
         return super()._compute_loss(model, inputs)
+
+    def rehearse(self) -> None:
+        """A micro-step whose rollouts are all as long as they may be (`recording.Rehearsal`)."""
+        kept, size = (self._step, self._buffered_inputs, self._current_train_step_time), self.num_generations
+        prompts = self.args.generation_batch_size // size
+        config, self._buffered_inputs = self.generation_config, None
+        self.generation_config = copy.deepcopy(config)
+        self.generation_config.min_new_tokens = self.max_completion_length
+        rows = [self.train_dataset[i % len(self.train_dataset)] for i in range(prompts) for _ in range(size)]
+        try:
+            self.training_step(self.model_wrapped, rows, None)
+        finally:
+            self.generation_config = config
+            self._step, self._buffered_inputs, self._current_train_step_time = kept
 
     def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[list[int]], list[Any] | None, dict[str, Any]]:
         """One tokenization a group. The multimodal fields stay one a group: they feed `_generate_single_turn` alone."""
@@ -303,10 +336,16 @@ def train_rft(
     return record, policy
 
 
+def micro_batch(preset: Preset) -> int:
+    """Rollouts whose activations are on the device at once: `preset.micro_batch`; by default all of an update on a CPU, else a group."""
+    whole = preset.rft_prompts * preset.rft_group
+    return preset.micro_batch or (whole if preset.device == "cpu" else preset.rft_group)
+
+
 def grpo_arguments(preset: Preset) -> dict[str, Any]:
     """GRPO as 2506.23508 writes it: group-standardised advantages, per-sequence mean, clipped ratio, no bias-corrected KL."""
     share = recording.share(preset.rft_prompts, "rft_prompts") * preset.rft_group  # rollouts on this process
-    micro = share if preset.device == "cpu" else preset.rft_group
+    micro = math.gcd(share, micro_batch(preset))
     return {
         "per_device_train_batch_size": micro,
         "gradient_accumulation_steps": share // micro,

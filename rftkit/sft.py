@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -64,6 +65,26 @@ def answers_only(preset: Preset, seed: int) -> Data:
     return Data("answers", lambda policy, folder: Lazy(preset.train_n, lambda i: task.row(seed, i, "train")))
 
 
+SEEN = 256  # rows among which the longest is looked for: to draw them all could take longer than to train
+
+
+class LongestFirst(SFTTrainer):
+    """SFTTrainer that can rehearse."""
+
+    _total_train_tokens: int  # TRL's own
+
+    def rehearse(self) -> None:
+        """A micro-step on copies of the longest row of the first `SEEN` (`recording.Rehearsal`); none where rows come in order, one by one."""
+        if self.args.train_sampling_strategy == "sequential":
+            return
+        kept = self._total_train_tokens
+        rows = [self.train_dataset[i] for i in range(min(SEEN, len(self.train_dataset)))]
+        longest = max(rows, key=lambda row: len(row["prompt"][0]["content"]) + len(row["completion"][0]["content"]))
+        batch = self.data_collator([copy.deepcopy(longest) for _ in range(self.args.per_device_train_batch_size)])
+        self.training_step(self.model_wrapped, batch, None)
+        self._total_train_tokens = kept
+
+
 def train_sft(
     preset: Preset,
     seed: int,
@@ -80,7 +101,7 @@ def train_sft(
     lora_rank: int | None = None,
     eval_steps: set[int] | None = None,
     save_every: int = 100,
-    trainer: Callable[..., SFTTrainer] = SFTTrainer,
+    trainer: Callable[..., SFTTrainer] = LongestFirst,
     settings: Mapping[str, Any] | None = None,
     home: Path | None = None,
 ) -> tuple[runs.RunRecord, Policy]:
@@ -96,10 +117,7 @@ def train_sft(
     lr = (preset.lora_lr if rank else preset.sft_lr) if lr is None else lr
     steps = preset.sft_steps if steps is None else steps
     recording.check_run(lr, steps, eval_steps)
-    share = recording.share(preset.sft_batch, "sft_batch")
-    micro = preset.micro_batch or share
-    if share < preset.sft_batch:
-        micro = math.gcd(micro, share)  # an update is of exactly as many examples as on one process
+    usual = sft_arguments(preset)
     data = data or answers_only(preset, seed)
     if data.ordered and processes() > 1:
         raise UserError(f"The rows {data.name!r} are sampled while training, by one process: start one, not {processes()}.")
@@ -112,8 +130,7 @@ def train_sft(
     def build(folder: Path, recorder: recording.Recorder) -> SFTTrainer:
         rows = data.rows(policy, folder)
         args = SFTConfig(
-            output_dir=str(folder), per_device_train_batch_size=micro,
-            gradient_accumulation_steps=-(-share // micro), max_length=None, completion_only_loss=True, loss_type=loss_type,
+            output_dir=str(folder), **usual, loss_type=loss_type,
             train_sampling_strategy="sequential" if data.ordered else "random",
             **recording.trainer_arguments(preset, lr, steps, seed, save_every),
         )  # fmt: skip
@@ -132,6 +149,19 @@ def train_sft(
         policy, name, seed, config, build, eval_steps or {steps}, home, after=after, measure=measure, evaluate=evaluate, save_at=save_at
     )  # fmt: skip
     return record, policy
+
+
+def sft_arguments(preset: Preset) -> dict[str, Any]:
+    """An update of `preset.sft_batch` examples, `preset.micro_batch` at a time, as arguments of SFTConfig. Raises UserError where
+    several processes cannot share it."""
+    share = recording.share(preset.sft_batch, "sft_batch")
+    micro = preset.micro_batch or share
+    if share < preset.sft_batch:
+        micro = math.gcd(micro, share)  # an update is of exactly as many examples as on one process
+    return {
+        "per_device_train_batch_size": micro, "gradient_accumulation_steps": -(-share // micro), "max_length": None,
+        "completion_only_loss": True,
+    }  # fmt: skip
 
 
 def lora_config(rank: int) -> LoraConfig:

@@ -7,14 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from peft import get_peft_model
-from PIL import Image
-from transformers import BitsAndBytesConfig, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from shapes import make_base
+from transformers import BitsAndBytesConfig, Qwen2_5_VLForConditionalGeneration
 
-from rftkit import arms, cost, policy
+from rftkit import arms, cost, policy, runs
 from rftkit.__main__ import main
 from rftkit.config import BUNDLED_DIR, UserError, get_preset
 from rftkit.sft import lora_config
@@ -42,24 +41,6 @@ def test_the_bundled_model_is_counted_from_its_folder():
     assert shape.lora_width * 4 == sum(
         p.numel() for p in get_peft_model(model, lora_config(4)).parameters() if p.requires_grad
     )
-
-
-def make_base(folder, dtype=torch.float32, device="cpu", **text):
-    """A folder like the bundled base, with random weights and other sizes."""
-    config = Qwen2_5_VLConfig.from_pretrained(BUNDLED_DIR)
-    sizes = config.to_dict()
-    half = text["hidden_size"] // text["num_attention_heads"] // 2
-    rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [half // 4, 3 * half // 8, 3 * half // 8]}
-    sizes["text_config"] |= {"rope_parameters": rope, **text}
-    sizes["text_config"].pop("layer_types", None)
-    sizes["vision_config"] |= {"out_hidden_size": text["hidden_size"]}
-    torch.manual_seed(0)
-    with torch.device(device):
-        model = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(**sizes)).to(dtype)
-    model.generation_config.update(eos_token_id=2, pad_token_id=0, do_sample=False)
-    model.save_pretrained(folder)
-    policy.ImageTextProcessor.from_pretrained(BUNDLED_DIR).save_pretrained(folder)
-    return str(folder)
 
 
 MEDIUM = {
@@ -235,37 +216,6 @@ def test_the_predicted_peak_is_near_the_measured_one(run, middling, tmp_path):
     assert 0.9 < predicted / measured < 1.25
 
 
-@pytest.mark.gpu
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("method", "changes"), [("sft", {}), ("rft", {"checkpointing": True}), ("rft", {"rft_group": 2, "rft_prompts": 2})]
-)  # fmt: skip
-def test_the_predicted_peak_is_near_the_gpus(method, changes, tmp_path, monkeypatch):
-    """The true 3B shapes with random weights, pictures of COCO's size, NF4 and LoRA: torch's own account of its memory."""
-    sizes = {
-        "hidden_size": 2048,
-        "intermediate_size": 11008,
-        "num_hidden_layers": 36,
-        "num_attention_heads": 16,
-        "num_key_value_heads": 2,
-    }
-    folder = make_base(tmp_path / "base", torch.bfloat16, "cuda", vocab_size=151_936, **sizes)
-    monkeypatch.setenv("RFTKIT_COCO", str(tmp_path / "coco"))
-    (tmp_path / "coco").mkdir()
-    for i in range(60):
-        noise = np.random.default_rng(i).integers(0, 255, (480, 640, 3), dtype=np.uint8)
-        Image.fromarray(noise).save(tmp_path / "coco" / f"{i}.jpg")
-    preset = get_preset("qlora", model=folder, train_n=64, **changes)
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
-    train(method, preset, tmp_path)
-    measured = torch.cuda.max_memory_allocated()
-    found = cost.card(preset, method)
-    predicted = max(total for (_, phase), total in found.totals.items() if phase != "evaluation")
-    print(f"{method} {changes}: predicted {predicted / 1e9:.2f} GB, measured {measured / 1e9:.2f} GB")
-    assert 0.7 < predicted / measured < 1.4
-
-
 # --- what the card says ---------------------------------------------------------------------------------------------------------
 
 
@@ -291,7 +241,9 @@ def test_a_refusal_changes_what_costs_least_first():
     sft = cost.card(QLORA, "sft")
     assert "micro_batch=1" in sft.refusal(sft.needed(0) - 1e9) and "rft_group" not in sft.refusal(sft.needed(0) - 1e9)
     rft = cost.card(QLORA, "rft")
-    assert cost.changed(QLORA, rft.smaller(16e9).preset) == ["checkpointing"]
+    assert rft.refusal(16e9) is None  # a T4
+    assert cost.changed(QLORA, rft.smaller(12e9).preset) == ["micro_batch"]
+    assert cost.changed(QLORA, rft.smaller(9e9).preset) == ["eval_batch", "checkpointing"]
 
 
 def test_where_nothing_fits_another_tier_is_named():
@@ -303,7 +255,7 @@ def test_where_nothing_fits_another_tier_is_named():
 def test_vllm_takes_its_share_of_the_card():
     found = cost.card(FULL, "rft")
     alone = cost.card(dataclasses.replace(FULL, vllm=False, rft_prompts=1), "sft")
-    assert found.needed(100e9) - found.needed(0) == pytest.approx(cost.VLLM_SHARE * 100e9)
+    assert found.needed(100e9) - found.needed(0) == pytest.approx(cost.vllm_share() * 100e9)
     assert alone.needed(100e9) == alone.needed(0)
 
 
@@ -320,11 +272,22 @@ def test_smaller_settings_need_less(changes, less):
     assert all(after[key] < before[key] for key in before if key[1] == less)
 
 
+def test_the_qlora_tier_stays_below_its_limits():
+    """The issue's limits for measured peaks, held by the predicted ones: 9 GB for SFT, 14 GB for RFT with G = 8 and 512 new tokens."""
+    assert (QLORA.rft_group, QLORA.max_completion) == (8, 512)
+    assert cost.card(QLORA, "sft").peak < 9e9 and cost.card(QLORA, "rft").peak < 14e9
+    assert cost.card(QLORA, "sft", "rft", "rft_kl", "lora_sft").refusal(16e9) is None
+    slower = dataclasses.replace(QLORA, micro_batch=8, checkpointing=True)  # the other way to fit
+    for device in cost.DEVICES:
+        kept, again = (cost.seconds_of(cost.work_of(p, "rft"), device).update for p in (QLORA, slower))
+        assert again > 1.4 * kept
+
+
 def test_an_arm_trains_what_its_function_trains():
     assert cost.work_of(QLORA, "sft").steps == 400 and cost.work_of(QLORA, "lora_sft").steps == 800
     assert cost.work_of(FULL, "lora_sft").preset.lora_rank == 8
     assert cost.work_of(FULL, "rft_kl").beta == 0.04 and cost.work_of(QLORA, "rft").beta == 0
-    assert cost.work_of(QLORA, "rft").evaluations == 101
+    assert cost.work_of(QLORA, "rft").evaluations == 21
     assert cost.work_of(QLORA, "sft_rollouts").answer == 512 > cost.work_of(QLORA, "sft").answer
     assert {cost.work_of(QLORA, name).algorithm for name in arms.ARMS} == {"sft", "rft"}
     assert cost.work_of(QLORA, "points_rft_160").algorithm == "rft"
@@ -359,9 +322,51 @@ def test_bad_input_is_told():
         cost.card(QLORA, "sfft")
 
 
+# --- in a notebook ------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_notice_says_memory_minutes_and_downloads(monkeypatch):
+    tiny = get_preset("tiny")
+    memory, training, downloads = cost.notice(tiny, "sft", "rft").splitlines()
+    assert f"about {cost.card(tiny, 'sft', 'rft').needed(0) / 1e9:.1f} GB" in memory and downloads == "Downloads: none."
+    (seconds,) = {r.evals()[-1]["seconds"] for r in runs.load_recorded("rft") if r.seed == 0}
+    found = cost.recorded_seconds(cost.work_of(tiny, "rft"))
+    assert 0.5 < found / seconds < 2 and f"rft about {found / 60:.1f} minutes" in training
+    half = cost.recorded_seconds(cost.work_of(dataclasses.replace(tiny, rft_steps=110), "rft"))
+    assert half == pytest.approx(found / 2)
+    assert "points_rft_320 about" in cost.notice(tiny, "points_sft", "points_rft_320")
+    assert cost.notice(tiny).splitlines()[1:] == ["Downloads: none."]  # nothing is trained
+
+
+def test_a_notice_refuses_with_a_suggestion(monkeypatch):
+    monkeypatch.setattr(cost, "memory_here", lambda preset: 0.75e9)
+    with pytest.raises(UserError, match=r"^The preset tiny needs about [^\n]+: set micro_batch=[^\n]+\.$"):
+        cost.notice(get_preset("tiny"), "rft")
+    assert "Training: sft about" in cost.notice(get_preset("tiny"), "sft")  # the arms that are live decide
+    with pytest.raises(UserError, match="There is no arm 'sfft'"):
+        cost.notice(get_preset("tiny"), "sfft")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_notice_of_a_gpu_tier_without_a_gpu_is_one_sentence():
+    with pytest.raises(UserError, match=r"^This preset needs a CUDA GPU and none was found[^\n]+\.$"):
+        cost.notice(QLORA, "sft")
+
+
+@pytest.mark.parametrize(("name", "says"), [("Tesla T4", "minutes on this T4"), ("Quadro", "not predicted for Quadro")])
+def test_a_notice_on_a_gpu(name, says, monkeypatch):
+    monkeypatch.setattr(cost, "memory_here", lambda preset: 16e9)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: name)
+    said = cost.notice(QLORA, "sft", "rft")
+    assert says in said and "GB and lmms-lab/DocVQA." in said
+    if name == "Tesla T4":
+        trained = sum(cost.seconds_in_all(cost.work_of(QLORA, arm), cost.DEVICES[0])[0] for arm in ("sft", "rft"))
+        assert f"about {trained / 60:.0f} minutes" in said
+
+
 def test_the_command_prints_the_card(capsys, monkeypatch):
     monkeypatch.chdir(Path(__file__).parent.parent)
-    assert main(["cost", "02", "--preset", "qlora", "--memory", "16"]) == 0
+    assert main(["cost", "02", "--preset", "qlora", "--memory", "8"]) == 0
     said = capsys.readouterr().out
     assert "projections (NF4)" in said and "arms sft rft" in said and "not known" in said
     assert (

@@ -84,7 +84,7 @@ def train_both(base, home):
                 )
     practice, variant = rft.Practice("dense", JIGSAW, (dense,)), rft.Variant(Seeded)
     rft.train_rft(
-        preset,
+        preset_of(base),
         1,
         practice=practice,
         variant=variant,

@@ -288,6 +288,19 @@ def test_without_network_the_user_is_told_what_to_do(monkeypatch):
         assert "\n" not in str(caught.value)
 
 
+def test_data_is_kept_under_rftkit_home_unless_the_hub_has_a_place(local, copies, tmp_path, monkeypatch):
+    for name in ("HF_HOME", "HF_DATASETS_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("RFTKIT_HOME", str(tmp_path))
+    hub.load.cache_clear()
+    assert len(hub.load(copies["mme"])) == N and list((tmp_path / "data").rglob("*.arrow"))
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    assert hub.cache_folder() is None
+    monkeypatch.delenv("HF_HOME")
+    monkeypatch.delenv("RFTKIT_HOME")
+    assert hub.cache_folder() is None
+
+
 def test_revisions_are_commits_or_open():
     assert hub.REVISIONS.keys() == {source.repo for source in hub.SOURCES.values()}
     for commit in hub.REVISIONS.values():
@@ -450,6 +463,25 @@ def test_iou():
     assert hub.iou((2, 2, 0, 0), (0, 0, 2, 2)) == 0
 
 
+def test_anls_by_hand():
+    truths = ("University of California", "1998")
+    assert hub.anls("university of  california", truths) == 1 and hub.anls("1990", truths) == 0.75
+    assert hub.anls("19", truths) == 0.5 and hub.anls("1", truths) == 0 == hub.anls(" ", truths)
+    rows = [TEXT] * 4
+    said = ["1998", "<think> 1998 </think> <answer> 1990 </answer>", "", "I cannot read it"]
+    assert hub.published("docvqa", said, rows) == {"anls": 1.75 / 4}
+    assert [TEXT.key and scorer("docvqa")(text, TEXT) for text in said] == ["correct", "correct", "unparseable", "wrong"]
+
+
+def test_pope_by_hand():
+    """Three yes said, two of them right; of three true ones one was denied; one reply says nothing."""
+    no = dataclasses.replace(YES, key=("no",))
+    rows, said = [YES, YES, YES, no, no, no], ["Yes", "Yes, two.", "No", "Yes", "no", "maybe"]
+    found = hub.published("pope", said, rows)
+    assert found == pytest.approx({"precision": 2 / 3, "recall": 2 / 3, "f1": 2 / 3, "yes": 0.5})
+    assert hub.published("pope", ["no"] * 6, rows)["f1"] == 0 and hub.published("mmstar", ["A"], [B]) == {}
+
+
 # --- together with the trainers -------------------------------------------------------------------------------------------
 
 
@@ -459,6 +491,7 @@ def test_a_run_trains_on_photographs_and_is_tested_on_the_benchmarks(local, smal
     (before, after) = record.evals()
     assert list(before["prior"]) == list(after["prior"]) == ["pope", "refcoco", "docvqa", "mme", "mmstar", "mmmu"]
     assert all(sum(count.values()) == 3 for count in after["prior"].values())
+    assert set(after["published"]) == {"pope", "docvqa"} and 0 <= after["published"]["docvqa"]["anls"] <= 1
     assert record.versions.keys() >= hub.revisions(preset).keys() and len(hub.revisions(preset)) == 7
     held = recording.held_out(preset)
     assert [len(rows) for rows in held.values()] == [3] * 7
