@@ -385,7 +385,7 @@ class PrefixRFTTrainer(RFTTrainer):
             weights = weights * ~prefix
         if self.blend.entropy_weights:
             weights = torch.where(
-                ~prefix & (self._now["advantages"] > 0), weights * srft_weights(self._entropy)[1], weights
+                mask & ~prefix & (self._now["advantages"] > 0), weights * srft_weights(self._entropy)[1], weights
             )
         return weights
 
@@ -394,7 +394,7 @@ class PrefixRFTTrainer(RFTTrainer):
         loss = super()._compute_loss(model, inputs)
         if self.blend.gamma is not None:
             loss = loss + self._normalised(self._forced_loss() * self._kept)
-        if self.blend.sft and "examples" in inputs:
+        if self.blend.sft and any(inputs.get("examples", ())):  # none in a piece without the first of a group
             weight = srft_weights(self._entropy)[0] if self.blend.entropy_weights else 1.0
             loss = loss + self.blend.sft * weight * self._sft_loss(model)
         if self.norms_every and self.model.training and self.state.global_step % self.norms_every == 0:

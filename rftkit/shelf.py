@@ -14,7 +14,7 @@ import json
 import re
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,6 +36,8 @@ UNDECIDING = {
     "sft_lr", "rft_lr", "lora_lr", "sft_batch", "sft_steps", "rft_steps", "rft_prompts", "rft_group", "rft_reuse", "rft_beta",
     "kl_beta", "lora_rank", "micro_batch", "checkpointing", "eval_batch",
 }  # fmt: skip
+# The same where a run's own settings are not known.
+NEVER_DECIDING = {"lora_lr", "kl_beta", "micro_batch", "checkpointing", "eval_batch"}
 
 # What is kept of an update of notebook 06, besides its prefixes: there are a hundred of these runs.
 KEPT = {"kind", "step", "seconds", "examples", "tokens", "loss", "grad_norm", "reward", "entropy", "completions_mean_length",
@@ -99,11 +101,11 @@ def _slim(row: dict[str, Any]) -> dict[str, Any]:
 # --- the same settings? -------------------------------------------------------------------------------------------------------
 
 
-def decisive(config: dict[str, Any]) -> dict[str, Any]:
+def decisive(config: dict[str, Any], undeciding: Collection[str] = UNDECIDING) -> dict[str, Any]:
     """The settings that a run's results depend on, but for what differs from seed to seed: a digest of the texts it learns, and how
     many updates the run had taken that it goes on from."""
     own = json.loads(json.dumps(config))  # tuples as lists
-    found = {f"preset {key}": value for key, value in own.pop("preset", {}).items() if key not in UNDECIDING}
+    found = {f"preset {key}": value for key, value in own.pop("preset", {}).items() if key not in undeciding}
     if own.get("after"):
         own["after"] = own["after"]["method"]
     if "data" in own:
@@ -115,12 +117,12 @@ def other_settings(record: RunRecord, foreseen: RunRecord) -> list[str]:
     """Names of the settings in which a recorded run differs from the one that its arm would make today; empty if it may stand.
 
     A setting that the record lacks came later, and was made so that runs without it stay what they were. Where the arm's own run
-    cannot be foreseen (it learns what another run's policy says), only what it shares with that run is compared.
+    cannot be foreseen (it learns what another run's policy says), what it shares with that run is compared, the preset's rates, steps
+    and batches included.
     """
-    mine, todays = decisive(record.config), decisive(foreseen.config)
-    keys = (
-        mine.keys() if record.method == foreseen.method else {k for k in mine if k == "base" or k.startswith("preset ")}
-    )
+    own = record.method == foreseen.method
+    mine, todays = (decisive(r.config, UNDECIDING if own else NEVER_DECIDING) for r in (record, foreseen))
+    keys = mine.keys() if own else {k for k in mine if k == "base" or k.startswith("preset ")}
     return sorted(key for key in keys if mine[key] != todays.get(key))
 
 

@@ -422,6 +422,20 @@ def test_srft_weighs_right_rollouts_and_the_sft_loss_by_the_entropy(small_preset
     assert difference == pytest.approx(weight * whole._sft_loss(whole.model).item(), rel=1e-4)
 
 
+def test_a_piece_that_holds_a_demonstration_alone_has_a_loss(small_preset, tmp_path):
+    """It has no token of its own, so no entropy to weigh anything by."""
+    preset = dataclasses.replace(small_preset, micro_batch=1)
+    made = trainer(preset, tmp_path, SRFT_LIKE)
+    rollouts(made)
+    mean = made._metrics["train"]["prefix/entropy_free"]
+    losses = []
+    for piece in made._buffered_inputs:
+        before = len(mean)
+        losses.append((made.compute_loss(made.model, dict(piece)).item(), len(mean) > before))
+    forced = [loss for loss, free in losses if not free]
+    assert len(forced) == preset.rft_prompts and all(math.isfinite(loss) for loss, _ in losses)
+
+
 # --- the SFT term ---------------------------------------------------------------------------------------------------------------
 
 

@@ -131,6 +131,7 @@ def test_of_an_arm_that_is_not_foreseen_what_it_shares_with_the_run_before_is_co
     once, first = shipped("self_once-s0"), shipped("rft-s0")
     assert shelf.other_settings(once, first) == []
     assert shelf.other_settings(once, changed(first, base="0", preset_eval_n=7)) == ["base", "preset eval_n"]
+    assert shelf.other_settings(once, changed(first, preset_sft_lr=0.5, preset_micro_batch=4)) == ["preset sft_lr"]
 
 
 def test_a_run_is_missing_if_it_is_not_there_not_done_or_has_other_settings(empty):

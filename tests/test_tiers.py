@@ -221,7 +221,7 @@ def test_memory_that_runs_out_is_one_sentence(small_preset, tmp_path, monkeypatc
     with pytest.raises(UserError, match=r"^The GPU's memory did not suffice at update 0: [^\n]+micro_batch[^\n]+\.$"):
         train_sft(small_preset, 0, steps=1, evaluate=nothing_asked, home=tmp_path)
     (path,) = tmp_path.glob("runs/*/record.json")
-    assert runs.load_record(path).status == "running"  # it goes on from there with other settings or another card
+    assert runs.load_record(path).status == "running"  # on a larger card it goes on from there; other settings are another run
 
 
 # --- evaluations ------------------------------------------------------------------------------------------------------------------
