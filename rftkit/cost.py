@@ -26,7 +26,7 @@ import psutil  # type: ignore[import-untyped]
 import torch
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from rftkit import hub, jigsaw, notebooks, policy, runs
+from rftkit import hub, hub_rows, jigsaw, notebooks, policy, runs
 from rftkit.config import PRESETS, Preset, UserError, get_preset
 
 GB = 1e9
@@ -495,21 +495,27 @@ PUBLISHED = (
 
 # --- downloads -----------------------------------------------------------------------------------------------------------------
 
-# Bytes of the files that rftkit/hub.py names, as the file lists of the Hub's pages show them; of COCO's twelve files the first six
-# were seen, of 453 to 465 MB. None: not known.
-DATA_BYTES: Mapping[str, float | None] = {
-    "coco": 12 * 0.461 * GB, "pope": 0.255 * GB, "refcoco": 1.143 * GB, "docvqa": None, "mme": 0.865 * GB, "mmstar": 0.042 * GB,
-    "mmmu": 0.341 * GB,
+# Bytes of the files that rftkit/hub.py names, as the file lists of the Hub's pages show them, and the rows in them; of COCO's twelve
+# files the first six were seen, of 453 to 465 MB, and its rows are those of Karpathy's train split with restval. Numbers
+# of rows serve for this estimate alone. None: not known.
+DATA_SIZES: Mapping[str, tuple[float | None, int]] = {
+    "coco": (12 * 0.461 * GB, 113_287), "pope": (0.255 * GB, 9_000), "refcoco": (1.143 * GB, 8_811), "docvqa": (None, 5_349),
+    "mme": (0.865 * GB, 2_374), "mmstar": (0.042 * GB, 1_500), "mmmu": (0.341 * GB, 900),
 }  # fmt: skip
 
 
 def downloads(preset: Preset) -> dict[str, float | None]:
-    """Bytes by what has to be fetched from the Hub unless it is there already; None where the size is not known."""
+    """Bytes by what has to be fetched from the Hub unless it is there already; None where the size is not known.
+
+    Of a data set the rows that are streamed, each taken for as large as the mean of the set: an estimate.
+    """
     found: dict[str, float | None] = {}
     if preset.model in HUB_SHAPES:
         found[preset.model] = 2.0 * shape_of(preset).total  # published in bfloat16
     if preset.images == "coco":
-        found |= {hub.SOURCES[name].repo: size for name, size in DATA_BYTES.items()}
+        for name, (size, rows) in DATA_SIZES.items():
+            read = hub.PHOTOGRAPHS if name == "coco" else hub_rows.streamed(preset.eval_n)
+            found[hub.SOURCES[name].repo] = size and size * min(1.0, read / rows)
     return found
 
 
@@ -656,7 +662,7 @@ class Card:
         found = downloads(self.preset)
         if not found:
             return ["Downloads: none."]
-        lines = ["Downloads, if not here already:"]
+        lines = ["Downloads, if not here already (of data sets the rows that are needed, by the mean size of a row):"]
         lines += [
             f"  {name:32} {'not known' if size is None else f'{size / GB:.2f} GB'}" for name, size in found.items()
         ]

@@ -22,14 +22,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from rftkit import tasks
+from rftkit import hub_rows, tasks
 from rftkit.config import Preset, UserError
-from rftkit.runs import output_home
+from rftkit.hub_rows import Record, Source, load
 from rftkit.scenes import rng_for
 from rftkit.tasks import Row, Verdict
 
@@ -39,32 +38,11 @@ COCO_FOLDER = (
 TOKEN = 28  # pixels a side that one visual token of Qwen2.5-VL covers: patch 14 x merge 2
 MIN_PIXELS = 56 * 56  # as `policy.load_policy` sets it
 
-Record = dict[str, Any]  # one row of a data set
 Fit = Callable[[Image.Image], Image.Image]
 
 
-@dataclass(frozen=True)
-class Source:
-    """Where a set lies on the Hub. Only `files` are downloaded, so that one split does not cost all of them."""
-
-    repo: str
-    files: str
-    columns: tuple[str, ...]
-
-
-SOURCES = {
-    "coco": Source("justram/COCO2014-Images", "data/train-*", ("image_id", "image")),
-    "pope": Source("lmms-lab/POPE", "data/test-*", ("image", "question", "answer")),
-    "refcoco": Source("lmms-lab/RefCOCO", "data/val-*", ("image", "answer", "bbox")),
-    "docvqa": Source("lmms-lab/DocVQA", "DocVQA/validation-*", ("image", "question", "answers")),
-    "mme": Source("lmms-lab/MME", "data/test-*", ("image", "question", "answer")),
-    "mmstar": Source("Lin-Chen/MMStar", "mmstar.parquet", ("image", "question", "answer")),
-    # MMMU/MMMU with its thirty subjects in one table, as its README says
-    "mmmu": Source("lmms-lab/MMMU", "data/validation-*", ("image_1", "question", "options", "question_type", "answer")),
-}
-
 # Commits as the addresses of the Hub's own pages name them; loading them was not tried. None must be pinned at first use:
-# until then the newest commit is taken, and the run's record says which one that was.
+# until then the newest commit is taken, and stayed with while rows of it are there; the run's record says which one that was.
 REVISIONS: dict[str, str | None] = {
     "justram/COCO2014-Images": None,
     "lmms-lab/POPE": "4db1276663dfa5eb8ad16a52d24c31a09e470896",
@@ -74,6 +52,26 @@ REVISIONS: dict[str, str | None] = {
     "Lin-Chen/MMStar": "bc98d668301da7b14f648724866e57302778ab27",
     "lmms-lab/MMMU": "5f93af86377c18552077e1ffdb193d9f8d2b1343",
 }
+
+
+def _source(repo: str, files: str, *columns: str) -> Source:
+    return Source(repo, files, columns, REVISIONS[repo])
+
+
+SOURCES = {
+    "coco": _source("justram/COCO2014-Images", "data/train-*", "image_id", "image"),
+    "pope": _source("lmms-lab/POPE", "data/test-*", "image", "question", "answer"),
+    "refcoco": _source("lmms-lab/RefCOCO", "data/val-*", "image", "answer", "bbox"),
+    "docvqa": _source("lmms-lab/DocVQA", "DocVQA/validation-*", "image", "question", "answers"),
+    "mme": _source("lmms-lab/MME", "data/test-*", "image", "question", "answer"),
+    "mmstar": _source("Lin-Chen/MMStar", "mmstar.parquet", "image", "question", "answer"),
+    # MMMU/MMMU with its thirty subjects in one table, as its README says
+    "mmmu": _source("lmms-lab/MMMU", "data/validation-*", "image_1", "question", "options", "question_type", "answer"),
+}
+
+# How many photographs are taken: as many of the train split (8 in 10) as the presets have puzzles. The number is no setting of a
+# run: an arm that trains on fewer puzzles must be tested on the same photographs as the others.
+PHOTOGRAPHS = 25_000
 
 
 # --- what the other modules ask for ---------------------------------------------------------------------------------------
@@ -107,58 +105,11 @@ def revisions(preset: Preset) -> dict[str, str]:
     if preset.images == "scenes":
         return {}
     local = os.environ.get(COCO_FOLDER)
-    repos = [source.repo for name, source in SOURCES.items() if name != "coco" or not local]
-    return {f"data {repo}": _revision(repo) or "not resolved" for repo in repos}
+    sources = [source for name, source in SOURCES.items() if name != "coco" or not local]
+    return {f"data {source.repo}": hub_rows.commit(source) or "not resolved" for source in sources}
 
 
-# --- loading ----------------------------------------------------------------------------------------------------------------
-
-
-@lru_cache
-def load(source: Source) -> Any:
-    """The `datasets.Dataset` of a source. Raises UserError where it cannot be had, or lacks a column."""
-    from datasets import load_dataset
-
-    try:
-        # no_checks: the repository's README promises splits that are left out here
-        data = load_dataset(
-            source.repo, data_files={"data": source.files}, split="data", revision=_revision(source.repo),
-            verification_mode="no_checks", streaming=False, cache_dir=cache_folder(),
-        )  # fmt: skip
-    except Exception as error:  # the loader, the Hub's client and the network each have their own kinds
-        lines = str(error).strip().splitlines()
-        reason = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-        raise UserError(
-            f"The data set {source.repo} cannot be loaded ({reason}): check the network and the access to the Hub, "
-            "or use the preset 'tiny', which needs neither."
-        ) from error
-    missing = [name for name in source.columns if name not in data.column_names]
-    if missing:
-        raise UserError(
-            f"The data set {source.repo} has no column {', '.join(missing)} (expected are {', '.join(source.columns)}): "
-            "it has changed, so pin an older commit of it in REVISIONS of rftkit/hub.py."
-        )
-    return data
-
-
-def cache_folder() -> str | None:
-    """Where data sets are kept: data/ of RFTKIT_HOME where that is set, else, or where HF_HOME or HF_DATASETS_CACHE says so, the
-    Hub library's own place."""
-    told = any(os.environ.get(name) for name in ("HF_HOME", "HF_DATASETS_CACHE"))
-    return str(output_home() / "data") if os.environ.get("RFTKIT_HOME") and not told else None
-
-
-@lru_cache
-def _revision(repo: str) -> str | None:
-    """The pinned commit, else the newest, else None where the Hub cannot be asked."""
-    if REVISIONS.get(repo) or Path(repo).is_dir():
-        return REVISIONS.get(repo)
-    from huggingface_hub import HfApi
-
-    try:
-        return HfApi().dataset_info(repo, timeout=10).sha
-    except Exception:  # offline: what lies in the cache may still do, and `load` reports if it does not
-        return None
+# --- pictures -------------------------------------------------------------------------------------------------------------------
 
 
 def smart_size(width: int, height: int, max_pixels: int) -> tuple[int, int]:
@@ -192,7 +143,7 @@ def photograph(rng: np.random.Generator, split: str, max_pixels: int) -> Image.I
     """Any photograph of the split, drawn with replacement, in the processor's size.
 
     From the folder named by RFTKIT_COCO, which should hold COCO train2014 (the images of 2506.23508 and 2505.23590); else from
-    justram/COCO2014-Images on the Hub. The latter is the train part of Karpathy's split at a reduced size: it includes pictures
+    the first `PHOTOGRAPHS` of justram/COCO2014-Images on the Hub. The latter is the train part of Karpathy's split at a reduced size: it includes pictures
     of val2014, and so, unlike train2014, may share pictures with POPE. RefCOCO's pictures are from train2014 in either case;
     the jigsaw shows the model the pictures, never the answers. Neither source could be tried here.
     """
@@ -214,8 +165,8 @@ def photograph(rng: np.random.Generator, split: str, max_pixels: int) -> Image.I
 def _photographs(folder: str | None, source: Source) -> tuple[tuple[str, ...], Callable[[int], Image.Image]]:
     """The names of all photographs, and what opens the i-th."""
     if folder is None:
-        data = load(source)
-        return tuple(str(i) for i in data["image_id"]), lambda i: data[i]["image"]
+        data = load(source, PHOTOGRAPHS)
+        return tuple(str(i) for i in data.column("image_id")), lambda i: data[i]["image"]
     if not Path(folder).is_dir():
         raise UserError(
             f"{COCO_FOLDER} names {folder}, which is no folder: set it to the one that holds train2014's images."
@@ -257,49 +208,55 @@ class Benchmark(tasks.Task):
     "validation", whose gradients are measured, is the same questions: nothing is trained or chosen on them.
     """
 
-    size: Callable[[], int]
+    size: Callable[[int], int]  # how many of so many questions there are
     question: Callable[[int, np.random.Generator], Row]
 
     def row(self, seed: int, index: int, split: str = "test") -> Row:
         if split not in ("test", "validation"):
             raise UserError(f"{self.name} is a published benchmark and has no split {split!r} here: use 'test'.")
-        if not 0 <= index < self.size():
-            raise UserError(f"{self.name} has {self.size()} questions, so none with index {index}: ask for fewer.")
-        return self.question(_order(seed, self.name, self.size())[index], rng_for(seed, self.name, split, index))
+        return self.question(place(seed, self.name, index, self.size), rng_for(seed, self.name, split, index))
 
     def rows(self, seed: int, n: int, split: str = "test") -> list[Row]:
-        return [self.row(seed, i, split) for i in range(min(n, self.size()))]
+        return [self.row(seed, i, split) for i in range(self.size(n))]
+
+
+def place(seed: int, name: str, index: int, size: Callable[[int], int]) -> int:
+    """Which question of a set a seed asks at `index`: each is asked once, in an order drawn for every `hub_rows.PART` of them, so
+    that to ask a few one need not have all. Raises UserError beyond the set's end."""
+    end = hub_rows.upto(max(0, index))
+    first, n = end - hub_rows.PART, size(end)
+    if not 0 <= index < n:
+        raise UserError(f"{name} has {n} questions, so none with index {index}: ask for fewer.")
+    return first + _order(seed, name, first, n - first)[index - first]
 
 
 @lru_cache
-def _order(seed: int, name: str, n: int) -> tuple[int, ...]:
-    return tuple(rng_for(seed, name, "order").permutation(n).tolist())
+def _order(seed: int, name: str, first: int, n: int) -> tuple[int, ...]:
+    return tuple(rng_for(seed, name, "order", first).permutation(n).tolist())
 
 
 def _benchmark(
     name: str, ask: Callable[[Record, np.random.Generator], Row], score: Callable[[str, Row], Verdict]
 ) -> Benchmark:
-    def size() -> int:
-        return len(_kept(SOURCES[name]))
+    def data(n: int) -> hub_rows.Rows:
+        # shuffled: MME, MMStar and MMMU are sorted by subject, POPE by kind
+        return load(SOURCES[name], n, shuffled=True, keep=_ONE_PICTURE if name == "mmmu" else None)
 
     def question(i: int, rng: np.random.Generator) -> Row:
-        return ask(load(SOURCES[name])[_kept(SOURCES[name])[i]], rng)
+        return ask(data(hub_rows.upto(i))[i], rng)
 
-    return Benchmark(
-        name, lambda rng, split: question(int(rng.integers(size())), rng), score, size=size, question=question
-    )
+    def make(rng: np.random.Generator, split: str) -> Row:
+        return question(int(rng.integers(len(data(hub_rows.PART)))), rng)
+
+    return Benchmark(name, make, score, size=lambda n: len(data(n)), question=question)
 
 
-@lru_cache
-def _kept(source: Source) -> range | list[int]:
-    """The questions that are asked: all, but of MMMU only those with options and one picture, since a row has one."""
-    data = load(source)
-    if "question_type" not in source.columns:
-        return range(len(data))
-    table = zip(data["question_type"], data["question"], data["options"], strict=True)
-    return [
-        i for i, (kind, *texts) in enumerate(table) if kind == "multiple-choice" and "<image 2>" not in " ".join(texts)
-    ]
+def _asked_with_one_picture(record: Record) -> bool:
+    """Of MMMU only questions with options and one picture, since a row has one."""
+    return record["question_type"] == "multiple-choice" and "<image 2>" not in record["question"] + record["options"]
+
+
+_ONE_PICTURE: hub_rows.Keep = ("one-picture", _asked_with_one_picture)
 
 
 def _yes_no_row(task: str, record: Record, fit: Fit) -> Row:

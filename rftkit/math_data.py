@@ -3,7 +3,7 @@
 45,714 questions, one solution of less than 8,192 tokens each (2504.14945). Answers are compared by Math-Verify, through TRL's reward.
 The download could not be tried where this module was written: the repository, the file and the columns are those that public code
 reads, and the test runs this code on a small local file of that form. The newest commit is taken until one is pinned in
-`hub.REVISIONS`; `revision` says which one that is, for a run's record.
+`SOURCE`; `revision` says which one that is, for a run's record.
 """
 
 from __future__ import annotations
@@ -16,27 +16,28 @@ from typing import Any
 import numpy as np
 from trl.rewards import accuracy_reward
 
-from rftkit import hub
+from rftkit import hub_rows
 from rftkit.config import UserError
 from rftkit.scenes import SPLITS, rng_for
 from rftkit.tasks import Row, Task, Verdict
 
-SOURCE = hub.Source("Elliott/Openr1-Math-46k-8192", "openr1.parquet", ("prompt", "target", "reward_model"))
+# The set is taken whole: 300 questions to test, one in a hundred being for tests, would need two thirds of it anyway.
+SOURCE = hub_rows.Source("Elliott/Openr1-Math-46k-8192", "openr1.parquet", ("prompt", "target", "reward_model"))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Questions(Task):
     """A published set to train on: row i of a seed and split is a question of that split, each once an epoch, in an order of its own."""
 
-    source: hub.Source
+    source: hub_rows.Source
 
     def row(self, seed: int, index: int, split: str = "train") -> Row:
         pool = _pool(self.source, split)
         epoch, place = divmod(index, len(pool))
-        return _row(hub.load(self.source)[pool[_order(seed, split, epoch, len(pool))[place]]])
+        return _row(hub_rows.load(self.source)[pool[_order(seed, split, epoch, len(pool))[place]]])
 
 
-def openr1(source: hub.Source = SOURCE) -> Task:
+def openr1(source: hub_rows.Source = SOURCE) -> Task:
     """The set as a task named "openr1". row.answer is R1's solution, "" where there is none; row.data["value"] the right answer.
 
     The set has one split. Here a hash of the question sends one in a hundred to "validation" and one to "test"; the paper's benchmarks
@@ -46,14 +47,14 @@ def openr1(source: hub.Source = SOURCE) -> Task:
 
     def make(rng: np.random.Generator, split: str) -> Row:
         pool = _pool(source, split)
-        return _row(hub.load(source)[pool[int(rng.integers(len(pool)))]])
+        return _row(hub_rows.load(source)[pool[int(rng.integers(len(pool)))]])
 
     return Questions("openr1", make, lambda text, row: score(text, row.data["value"]), uses_image=False, source=source)
 
 
 def revision() -> str:
     """The commit of the set, for a run's record."""
-    return hub._revision(SOURCE.repo) or "not resolved"
+    return hub_rows.commit(SOURCE) or "not resolved"
 
 
 def right(completions: list[Any], value: list[str], **_: Any) -> list[float]:
@@ -75,10 +76,32 @@ def score(text: str, value: str) -> Verdict:
     return "correct" if reward else "wrong"
 
 
+def equal(latex: str, truth: str) -> bool | None:
+    """Math-Verify's comparison of two answers without a frame; None where it cannot read the first."""
+    from math_verify import verify
+
+    said = _read(latex)
+    return None if said is None else bool(verify(_read(truth), said, timeout_seconds=2))
+
+
+def is_number(latex: str) -> bool:
+    """Does Math-Verify read a number, without variables?"""
+    return bool(getattr(_read(latex), "is_number", False))
+
+
+def _read(latex: str) -> Any:
+    """What Math-Verify makes of an answer, None if nothing but its text."""
+    _need_math_verify()
+    from math_verify import parse
+
+    found = parse(f"\\boxed{{{latex}}}", parsing_timeout=2)
+    return None if not found or isinstance(found[0], str) else found[0]
+
+
 def _need_math_verify() -> None:
     if importlib.util.find_spec("math_verify") is None:
         raise UserError(
-            "Math-Verify compares the answers of OpenR1, and it is not installed: `pip install math-verify==0.9.0`."
+            "Math-Verify compares mathematical answers, and it is not installed: `pip install math-verify==0.9.0`."
         )
 
 
@@ -89,11 +112,11 @@ def split_of(question: str) -> str:
 
 
 @lru_cache
-def _pool(source: hub.Source, split: str) -> tuple[int, ...]:
+def _pool(source: hub_rows.Source, split: str) -> tuple[int, ...]:
     """Where in the set the questions of a split are."""
     if split not in SPLITS:
         raise UserError(f"There is no split {split!r}: choose one of {', '.join(SPLITS)}.")
-    prompts = hub.load(source)["prompt"]
+    prompts = hub_rows.load(source).column("prompt")
     pool = tuple(i for i, turns in enumerate(prompts) if split_of(_turns(turns)[-1]) == split)
     if not pool:
         raise UserError(f"None of the {len(prompts)} questions belongs to the split {split}: use a larger set.")

@@ -97,7 +97,8 @@ class RFTTrainer(GRPOTrainer):
         """TRL counts micro-steps from 0 after a resume; its schedule of fresh rollouts needs the count from the first update.
 
         And TRL shuffles rollouts before it splits them into micro-batches, which tears groups apart and with them the prompts that
-        they share. All micro-batches of a batch of rollouts make one update, a sum that no order changes: here they stay in order.
+        they share. All micro-batches of a batch of rollouts make one update, a sum that no order changes (but for what
+        Prefix-RFT picks among the tokens of a micro-batch): here they stay in order.
         """
         if not self.model.training:
             return super()._prepare_inputs(generation_batch)

@@ -285,12 +285,15 @@ ANSWERS = frozenset(
 
 
 def extract(text: str) -> str | None:
-    """The answer of a reply in plain words: what its last closed answer block holds, or the whole of a reply without tags; else None."""
-    body = text
-    if re.search(r"</?(?:think|answer)>", text):
-        found = re.findall(r"<answer>([^<]*)</answer>", text)
-        body = found[-1] if found else ""
-    return " ".join(re.findall(r"[a-z]+|[0-9]+", body.lower())) or None
+    """The answer of a reply in plain words, as `said` finds it; else None."""
+    return " ".join(re.findall(r"[a-z]+|[0-9]+", said(text).lower())) or None
+
+
+def said(text: str) -> str:
+    """What the last closed answer block of a reply holds, "" where there are other tags only; the whole of a reply without tags."""
+    if not re.search(r"</?(?:think|answer)>", text):
+        return text
+    return (re.findall(r"<answer>([^<]*)</answer>", text) or [""])[-1]
 
 
 def score(text: str, row: Row) -> Verdict:

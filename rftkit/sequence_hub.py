@@ -10,6 +10,8 @@
 | texture | PathVQA | about 19.7k | about 6.7k | text, yes_no |
 | clutter | Super-CLEVR, the 8,642 questions of MathV360K | about 8,000 | about 642 | text, yes_no |
 
+Of a larger set the first `TRAINED` questions are taken to train on, and those that are asked for, shuffled, to test.
+
 `tasks` words each row with thinking or for the answer alone, `verdict` judges a reply, `accuracy` is the reward. None of these
 downloads could be tried where this module was written. What was seen of repositories, files, columns and commits, and what is
 assumed, stands beside each; the tests run the same code on small local data sets of that form.
@@ -20,7 +22,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 import os
 import re
 import string
@@ -34,61 +35,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from rftkit import hub
+from rftkit import hub, hub_rows, math_data, sequence
 from rftkit.config import Preset, UserError
-from rftkit.hub import Fit, Record, Source
+from rftkit.hub import Fit
+from rftkit.hub_rows import Record, Source, load
 from rftkit.scenes import rng_for
 from rftkit.tasks import Row, Task, Verdict
 
 VIZWIZ_FOLDER = "RFTKIT_VIZWIZ"  # environment variable: a folder with VizWiz's own train.json and train/*.jpg
-
-# Seen: on pages of the Hub or in lmms-eval's task files. Assumed: not seen, told by `hub.load` if it is wrong.
-_MATH_V360K = ("image", "conversations")  # seen: id, image, conversations (from, value), data_source
-SOURCES: dict[str, dict[str, Source]] = {
-    # seen: both files, all columns, 6,218 and 2,017 rows. The card no longer lists the train split; by the
-    # repository's size its file is still there
-    "science": {
-        split: Source("lmms-lab/ScienceQA", f"ScienceQA-IMG/{split}-*", ("image", "question", "choices", "answer", "hint", "solution"))
-        for split in ("train", "test")
-    },
-    # seen: files; columns and sizes on the card of a duplicate. The test split comes without answers
-    "scenetext": {
-        split: Source("lmms-lab/textvqa", f"data/{files}-*", ("image", "question", "answers", "ocr_tokens"))
-        for split, files in (("train", "train"), ("test", "validation"))
-    },
-    # seen: files of both; columns and size of the test split. This repository has no train split, and none was found
-    # elsewhere with all ten answers: the train source is a sample of MathV360K with one answer each. That it holds pictures of
-    # VizWiz's train split only is assumed
-    "unanswerable": {
-        "train": Source("lmms-lab/LLaVA-OneVision-Data", "VizWiz(MathV360K)/train-*", _MATH_V360K),
-        "test": Source("lmms-lab/VizWiz-VQA", "data/val-*", ("image", "question", "answers")),
-    },
-    # seen: folders, files and sizes; imageId, question, answer and id, image in lmms-eval. Assumed: the same columns in train
-    "compose": {
-        "train": Source("lmms-lab/GQA", "train_balanced_instructions/train-*", ("imageId", "question", "answer")),
-        "train pictures": Source("lmms-lab/GQA", "train_balanced_images/train-*", ("id", "image")),
-        "test": Source("lmms-lab/GQA", "testdev_balanced_instructions/testdev-*", ("imageId", "question", "answer")),
-        "test pictures": Source("lmms-lab/GQA", "testdev_balanced_images/testdev-*", ("id", "image")),
-    },
-    # seen: files, columns, sizes, all on the card
-    "geometry": {
-        split: Source("hiyouga/geometry3k", f"data/{split}-*", ("images", "problem", "answer")) for split in ("train", "test")
-    },
-    # seen: sizes, files of the validation split, columns in public code. Assumed: the others are named alike
-    "texture": {
-        split: Source("flaviagiammarino/path-vqa", f"data/{split}-*", ("image", "question", "answer"))
-        for split in ("train", "test")
-    },
-    # seen: files, size. zhhxte/mllm_cl_clevr, which the paper's code names, was not found. The released test file has 642
-    # questions in MathV360K's wording, and that set has 8,642: so 8,000 to train is derived. Which 642 is not known
-    "clutter": {
-        split: Source("lmms-lab/LLaVA-OneVision-Data", "Super-CLEVR(MathV360K)/train-*", _MATH_V360K)
-        for split in ("train", "test")
-    },
-}  # fmt: skip
-MMLU_PRO = Source(
-    "TIGER-Lab/MMLU-Pro", "data/test-*", ("question", "options", "answer")
-)  # seen: file, columns, 12,032 rows
 
 # Commits as addresses of the Hub's own pages name them; loading them was not tried. None: the newest, as in `hub.REVISIONS`.
 REVISIONS: dict[str, str | None] = {
@@ -101,6 +55,61 @@ REVISIONS: dict[str, str | None] = {
     "flaviagiammarino/path-vqa": None,
     "TIGER-Lab/MMLU-Pro": None,
 }
+
+
+def _source(repo: str, files: str, columns: tuple[str, ...]) -> Source:
+    return Source(repo, files, columns, REVISIONS[repo])
+
+
+# Seen: on pages of the Hub or in lmms-eval's task files. Assumed: not seen, told by `hub_rows.load` if it is wrong.
+_MATH_V360K = ("image", "conversations")  # seen: id, image, conversations (from, value), data_source
+SOURCES: dict[str, dict[str, Source]] = {
+    # seen: both files, all columns, 6,218 and 2,017 rows. The card no longer lists the train split; by the
+    # repository's size its file is still there
+    "science": {
+        split: _source("lmms-lab/ScienceQA", f"ScienceQA-IMG/{split}-*", ("image", "question", "choices", "answer", "hint", "solution"))
+        for split in ("train", "test")
+    },
+    # seen: files; columns and sizes on the card of a duplicate. The test split comes without answers
+    "scenetext": {
+        split: _source("lmms-lab/textvqa", f"data/{files}-*", ("image", "question", "answers", "ocr_tokens"))
+        for split, files in (("train", "train"), ("test", "validation"))
+    },
+    # seen: files of both; columns and size of the test split. This repository has no train split, and none was found
+    # elsewhere with all ten answers: the train source is a sample of MathV360K with one answer each. That it holds pictures of
+    # VizWiz's train split only is assumed
+    "unanswerable": {
+        "train": _source("lmms-lab/LLaVA-OneVision-Data", "VizWiz(MathV360K)/train-*", _MATH_V360K),
+        "test": _source("lmms-lab/VizWiz-VQA", "data/val-*", ("image", "question", "answers")),
+    },
+    # seen: folders, files and sizes; imageId, question, answer and id, image in lmms-eval. Assumed: the same columns in train
+    "compose": {
+        "train": _source("lmms-lab/GQA", "train_balanced_instructions/train-*", ("imageId", "question", "answer")),
+        "train pictures": _source("lmms-lab/GQA", "train_balanced_images/train-*", ("id", "image")),
+        "test": _source("lmms-lab/GQA", "testdev_balanced_instructions/testdev-*", ("imageId", "question", "answer")),
+        "test pictures": _source("lmms-lab/GQA", "testdev_balanced_images/testdev-*", ("id", "image")),
+    },
+    # seen: files, columns, sizes, all on the card
+    "geometry": {
+        split: _source("hiyouga/geometry3k", f"data/{split}-*", ("images", "problem", "answer")) for split in ("train", "test")
+    },
+    # seen: sizes, files of the validation split, columns in public code. Assumed: the others are named alike
+    "texture": {
+        split: _source("flaviagiammarino/path-vqa", f"data/{split}-*", ("image", "question", "answer"))
+        for split in ("train", "test")
+    },
+    # seen: files, size. zhhxte/mllm_cl_clevr, which the paper's code names, was not found. The released test file has 642
+    # questions in MathV360K's wording, and that set has 8,642: so 8,000 to train is derived. Which 642 is not known
+    "clutter": {
+        split: _source("lmms-lab/LLaVA-OneVision-Data", "Super-CLEVR(MathV360K)/train-*", _MATH_V360K)
+        for split in ("train", "test")
+    },
+}  # fmt: skip
+MMLU_PRO = _source(
+    "TIGER-Lab/MMLU-Pro", "data/test-*", ("question", "options", "answer")
+)  # seen: file, columns, 12,032 rows
+
+TRAINED = 20_000  # questions to train on that are taken of a set: as many as the presets draw; the paper took more of GQA and TextVQA
 
 # What is asked for at the end of a prompt, by rule.
 _WANTED = {
@@ -119,18 +128,20 @@ class Published(Task):
     Training goes on for as many epochs as are asked for, each in an order of its own; testing asks a question at most once.
     """
 
-    size: Callable[[str], int]
+    size: Callable[[str, int], int]  # how many of so many questions a split has
     question: Callable[[str, int], Row]
 
     def row(self, seed: int, index: int, split: str = "test") -> Row:
-        n = self.size(split)
-        epoch, place = divmod(index, n)
-        if index < 0 or (split == "test" and epoch):
+        if split == "test":
+            return self.question(split, hub.place(seed, self.name, index, partial(self.size, split)))
+        n = self.size(split, TRAINED)
+        if index < 0:
             raise UserError(f"{self.name} has {n} questions in {split}, so none with index {index}: ask for fewer.")
+        epoch, place = divmod(index, n)
         return self.question(split, int(_order(seed, self.name, split, epoch, n)[place]))
 
     def rows(self, seed: int, n: int, split: str = "test") -> list[Row]:
-        return [self.row(seed, i, split) for i in range(min(n, self.size(split)) if split == "test" else n)]
+        return [self.row(seed, i, split) for i in range(self.size(split, n) if split == "test" else n)]
 
 
 @lru_cache(maxsize=32)
@@ -161,7 +172,7 @@ def probes(preset: Preset, thinking: bool = False) -> dict[str, Task]:
 def revisions() -> dict[str, str]:
     """The commit of every repository that the seven and MMLU-Pro are read from, for the run's record."""
     sources = [MMLU_PRO, *(source for splits in SOURCES.values() for source in splits.values())]
-    return {f"data {source.repo}": _pinned(source) or "not resolved" for source in sources}
+    return {f"data {source.repo}": hub_rows.commit(source) or "not resolved" for source in sources}
 
 
 def accuracy(
@@ -177,74 +188,60 @@ def accuracy(
 Table = tuple[int, Callable[[int], Record]]
 
 
-def _table(name: str, split: str) -> Table:
-    """Raises UserError for a split other than train and test, and as `hub.load` does."""
+def _table(name: str, split: str, n: int) -> Table:
+    """Of n questions. Raises UserError for a split other than train and test, and as `hub_rows.load` does."""
     if split not in ("train", "test"):
         raise UserError(f"{name} has no split {split!r} here: use 'train' or 'test'.")
-    sources = SOURCES[name]
+    sources, test = SOURCES[name], split == "test"
     if name == "compose":
-        return _joined(sources[split], sources[f"{split} pictures"])
-    if name == "clutter":
-        return _parted(sources[split], split)
+        return _joined(sources[split], sources[f"{split} pictures"], n, test)
     folder = os.environ.get(VIZWIZ_FOLDER)
-    return _vizwiz(folder) if folder and (name, split) == ("unanswerable", "train") else _whole(sources[split])
-
-
-def _load(source: Source) -> Any:
-    _pinned(source)
-    return hub.load(source)
-
-
-def _pinned(source: Source) -> str | None:
-    """The commit that is loaded. `hub.load` looks for pins in hub.REVISIONS."""
-    if source.repo in REVISIONS:
-        hub.REVISIONS.setdefault(source.repo, REVISIONS[source.repo])
-    return hub._revision(source.repo)
-
-
-@lru_cache
-def _whole(source: Source) -> Table:
-    data = _load(source)
+    if folder and (name, test) == ("unanswerable", False):
+        return _vizwiz(folder)
+    # what is tested on is shuffled, since some of these sets are sorted; what is trained on, all of it or a lot, comes from the beginning
+    data = load(sources[split], n, shuffled=test, keep=_PARTS[split] if name == "clutter" else None)
     return len(data), data.__getitem__
 
 
 @lru_cache
-def _joined(questions: Source, pictures: Source) -> Table:
-    """GQA keeps questions and pictures apart: many questions name one picture."""
-    asked, shown = _load(questions), _load(pictures)
-    place = {key: i for i, key in enumerate(shown["id"])}
+def _joined(questions: Source, pictures: Source, n: int, test: bool) -> Table:
+    """GQA keeps questions and pictures apart: many questions name one picture (to train 13, in the mean). The first pictures are
+    taken, one for every five questions to train and all 398 to test, then questions about these."""
+    shown = load(pictures, max(hub_rows.PART, n // 5))
+    place = {key: i for i, key in enumerate(shown.column("id"))}
+    keep = (f"of-{len(place)}-pictures", _Names(frozenset(place)))
+    asked = load(questions, n, shuffled=test, keep=keep)
+    if not len(asked):
+        raise UserError(
+            f"{questions.repo} has no question about any of {len(place)} pictures: pin another commit of it."
+        )
 
     def read(i: int) -> Record:
         record = asked[i]
-        if record["imageId"] not in place:
-            raise UserError(
-                f"{questions.repo} has no picture {record['imageId']}, which a question names: pin another commit of it."
-            )
         return {**record, "image": shown[place[record["imageId"]]]["image"]}
 
     return len(asked), read
 
 
-@lru_cache
-def _parted(source: Source, split: str) -> Table:
-    """642 in 8,642 pictures to test, by the hash of their files: a picture is asked about more than once.
+@dataclass(frozen=True)
+class _Names:
+    """Does a question name one of these pictures?"""
 
-    Reads all files once, 1.6 GB, without decoding them.
-    """
-    from datasets import Image as Pictures
+    pictures: frozenset[str]
 
-    data = _load(source)
-    files = data.select_columns("image").cast_column("image", Pictures(decode=False))
-    pool = [i for i, record in enumerate(files) if _part_of(record["image"]["bytes"]) == split]
-    if not pool:
-        raise UserError(
-            f"None of the {len(data)} questions of {source.repo} belongs to the split {split}: use the whole set."
-        )
-    return len(pool), lambda i: data[pool[i]]
+    def __call__(self, record: Record) -> bool:
+        return record["imageId"] in self.pictures
 
 
 def _part_of(file: bytes) -> str:
+    """642 in 8,642 pictures of Super-CLEVR to test, by the hash of their files: a picture is asked about more than once."""
     return "test" if int.from_bytes(hashlib.sha256(file).digest()[:8], "big") % 8642 < 642 else "train"
+
+
+_PARTS: dict[str, hub_rows.Keep] = {
+    "train": ("to-train", lambda record: _part_of(record["image"]["bytes"]) == "train"),
+    "test": ("to-test", lambda record: _part_of(record["image"]["bytes"]) == "test"),
+}
 
 
 @lru_cache
@@ -289,15 +286,18 @@ class Asked:
 
 
 def _published(name: str, ask: Callable[[Record], Asked], fit: Fit, thinking: bool) -> Published:
+    def table(split: str, n: int) -> Table:
+        return _table(name, split, TRAINED if split == "train" else n)
+
     def question(split: str, i: int) -> Row:
-        record = _table(name, split)[1](i)
+        record = table(split, hub_rows.upto(i))[1](i)
         return worded(name, ask(record), fit(_picture(name, record)), thinking)
 
-    def size(split: str) -> int:
-        return _table(name, split)[0]
+    def size(split: str, n: int) -> int:
+        return min(n, table(split, n)[0])
 
     def make(rng: np.random.Generator, split: str) -> Row:
-        return question(split, int(rng.integers(size(split))))
+        return question(split, int(rng.integers(size(split, hub_rows.PART))))
 
     return Published(name, make, score, size=size, question=question)
 
@@ -362,7 +362,7 @@ def _one_answer(record: Record) -> Asked:
 def _geometry(record: Record) -> Asked:
     """Now and then the answer is no number: then its text must be met."""
     target = record["answer"].strip()
-    rule = "text" if value(target) is None else "value"
+    rule = "value" if math_data.is_number(target) else "text"
     return Asked(_clean(record["problem"]), target, rule, (normalised(target),))
 
 
@@ -442,8 +442,11 @@ def _options(options: list[str]) -> str:
 def _mmlu_pro() -> hub.Benchmark:
     """MMLU-Pro: up to ten options, no picture."""
 
+    def data(n: int) -> hub_rows.Rows:
+        return load(MMLU_PRO, n, shuffled=True)
+
     def question(i: int, rng: np.random.Generator) -> Row:
-        record = _load(MMLU_PRO)[i]
+        record = data(hub_rows.upto(i))[i]
         letters, truth = string.ascii_uppercase[: len(record["options"])], record["answer"].strip()
         if truth not in letters:
             raise UserError(
@@ -452,16 +455,13 @@ def _mmlu_pro() -> hub.Benchmark:
         prompt = f"{record['question'].strip()}\nOptions:\n{_options(record['options'])}\n{hub.DIRECTLY}"
         return Row("mmlu_pro", prompt, truth, key=(truth,), data={"letters": letters})
 
-    def size() -> int:
-        return len(_load(MMLU_PRO))
-
     def make(rng: np.random.Generator, split: str) -> Row:
-        return question(int(rng.integers(size())), rng)
+        return question(int(rng.integers(len(data(hub_rows.PART)))), rng)
 
     def judge(text: str, row: Row) -> Verdict:
         return _verdict(hub.says_letter(hub.final(text), row))
 
-    return hub.Benchmark("mmlu_pro", make, judge, uses_image=False, size=size, question=question)
+    return hub.Benchmark("mmlu_pro", make, judge, uses_image=False, size=lambda n: len(data(n)), question=question)
 
 
 def _thoughtful(task: Task, rule: str) -> Task:
@@ -491,7 +491,7 @@ def score(text: str, row: Row) -> Verdict:
 def verdict(text: str, target: str, accepted: str, letters: str, rule: str) -> Verdict:
     """Judge the answer of a reply by its rule; all but `text` are a row's data.
 
-    letter: the one option that is named. yes_no: yes or true against no or false. value: equal numbers, as `value` reads them.
+    letter: the one option that is named. yes_no: yes or true against no or false. value: equal by Math-Verify, of at most 200 characters.
     text: one of the accepted answers, after `normalised`; here only silence is unparseable. The paper compares strings with
     one reference; Geometry3K rounds some references, and like the paper we do not accept an unrounded value for these.
     """
@@ -504,10 +504,7 @@ def verdict(text: str, target: str, accepted: str, letters: str, rule: str) -> V
         plain = re.sub(r"\bfalse\b", "no", re.sub(r"\btrue\b", "yes", body, flags=re.I), flags=re.I)
         return _verdict(hub.says_yes_no(plain, Row("", "", "", key=(accepted,))))
     if rule == "value":
-        said, truth = value(body), value(target)
-        return _verdict(
-            None if said is None or truth is None else math.isclose(said, truth, rel_tol=1e-6, abs_tol=1e-9)
-        )
+        return _verdict(math_data.equal(_latex(body), target) if len(body) <= 200 else None)
     plain = normalised(body)
     return _verdict(plain in accepted.split("\n") if plain else None)
 
@@ -517,14 +514,8 @@ def _verdict(right: bool | None) -> Verdict:
 
 
 def extract(text: str) -> str | None:
-    """The answer of a reply: what its last answer block holds, or the whole of a reply without tags; else None.
-
-    As `sequence.extract` reads it, but with case and signs, which LaTeX and letters need. A \\boxed{} is opened.
-    """
-    body = text.replace("<|im_end|>", "").strip()
-    if re.search(r"</?(?:think|answer)>", body):
-        found = re.findall(r"<answer>([^<]*)</answer>", body)
-        body = found[-1].strip() if found else ""
+    """The answer of a reply with its case and signs, which LaTeX and letters need; else None. A \\boxed{} is opened."""
+    body = sequence.said(text.replace("<|im_end|>", "")).strip()
     _, box, inside = body.rpartition("\\boxed{")
     return (_opened(inside) if box else body) or None
 
@@ -571,84 +562,9 @@ def normalised(answer: str) -> str:
     return " ".join(_NUMBERS.get(word, word) for word in words if word not in ("a", "an", "the"))
 
 
-_TOKEN = re.compile(r"\\?sqrt|\\[dt]?frac|\\?pi(?![a-z])|[0-9]+(?:\.[0-9]+)?|\.[0-9]+|[-+*/^()]")
-_PLAIN = [
-    (r"\\(?:text|mathrm|mbox)\s*\{[^{}]*\}(?:\s*\^\s*\{?[23]\}?)?", " "),  # units
-    (r"\^\s*\{?\s*\\circ\s*\}?|°|\\(?:left|right|,|;|!|:)|[$]", " "),
-    (r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))", ""),
-    (r"\\(?:cdot|times)|[×·]", "*"),
-    (r"√", r"\\sqrt "),
-    (r"π", r"\\pi "),
-    (r"[−–]", "-"),
-    (r"\{", "("),
-    (r"\}", ")"),
-    # words, and units with their power: "square cm", "in^2", "m"
-    (r"(?<![\\a-zA-Z])(?!sqrt|pi(?![a-z]))(?:[a-zA-Z]{2,}|m)(?![a-zA-Z])\.?(?:\s*\^\s*\(?[23]\)?)?", " "),
-]  # fmt: skip
-_MIXED = re.compile(r"(?<![0-9.])([0-9]+)\s*\\[dt]?frac\s*\(\s*([0-9]+)\s*\)\s*\(\s*([0-9]+)\s*\)")
-
-
-def value(text: str) -> float | None:
-    """The number that a short piece of LaTeX or plain text stands for: integers, decimals, roots, fractions, powers and pi.
-
-    What follows the last "=" counts; units and words are passed over; 4 \\frac{4}{11} is a mixed number, 4 \\frac{17}{2} a
-    product. None for anything else, as two numbers, a variable, or more than 200 characters. A calculator of our own,
-    strict about what it reads; nothing is evaluated.
-    """
-    if len(text) > 200:
-        return None
-    plain = re.split(r"=|≈|\\approx", text)[-1]
-    for pattern, by in _PLAIN:
-        plain = re.sub(pattern, by, plain)
-    plain = _MIXED.sub(lambda m: f"({m[1]}+{m[2]}/{m[3]})" if int(m[2]) < int(m[3]) else m[0], plain).rstrip(" .\n")
-    tokens = _TOKEN.findall(plain)
-    if len(tokens) > 100 or "".join(plain.split()) != "".join(tokens) or re.search(r"[0-9]\s+\.?[0-9]", plain):
-        return None
-    tokens.reverse()  # the next token is the last
-    try:
-        found = _sum(tokens)
-    except (ArithmeticError, ValueError, IndexError, TypeError):
-        return None
-    return found if not tokens and isinstance(found, float) and math.isfinite(found) else None
-
-
-def _sum(tokens: list[str]) -> float:
-    total = _product(tokens)
-    while tokens and tokens[-1] in "+-":
-        sign = 1 if tokens.pop() == "+" else -1
-        total += sign * _product(tokens)
-    return total
-
-
-def _product(tokens: list[str]) -> float:
-    total = _power(tokens)
-    while tokens and tokens[-1] not in ("+", "-", ")"):
-        divided = tokens[-1] == "/"
-        if tokens[-1] in ("*", "/"):
-            tokens.pop()
-        total = total / _power(tokens) if divided else total * _power(tokens)
-    return total
-
-
-def _power(tokens: list[str]) -> float:
-    base = _atom(tokens)
-    if tokens and tokens[-1] == "^":
-        tokens.pop()
-        return base ** _atom(tokens)
-    return base
-
-
-def _atom(tokens: list[str]) -> float:
-    token = tokens.pop().lstrip("\\")
-    if token == "(":
-        inside = _sum(tokens)
-        if tokens.pop() != ")":
-            raise ValueError
-        return inside
-    if token == "-":
-        return -_power(tokens)
-    if token == "sqrt":
-        return math.sqrt(_atom(tokens))
-    if token.endswith("frac"):
-        return _atom(tokens) / _atom(tokens)
-    return math.pi if token == "pi" else float(token)
+def _latex(answer: str) -> str:
+    """Plain signs as LaTeX, without degrees and a unit at the end, in which Math-Verify would see variables."""
+    answer = re.sub(r"√\s*([0-9]+)", r"\\sqrt{\1}", answer)
+    for sign, latex in (("√", "\\sqrt "), ("π", "\\pi "), ("−", "-"), ("°", ""), ("$", "")):
+        answer = answer.replace(sign, latex)
+    return re.sub(r"\s(?:[a-z]{2,9}|m)\s?(?:\^\s?\{?[23]\}?)?\.?$", "", answer)

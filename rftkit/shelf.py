@@ -76,6 +76,7 @@ class Shelf:
         return None
 
 
+IMITATE_RFT = ("sft_rollouts", "sft_dft")  # how arms begin that learn from the file of RFT's rollouts of their seed
 STUDIED = f"points_rft_{max(two_stage.PLANS['tiny'].checkpoints)}"  # RFT from SFT's end
 
 
@@ -147,6 +148,12 @@ def missing(shelf: Shelf, job: Job, wanted: RunRecord) -> str:
     return f"{beside.name} is not there" if beside and not beside.exists() else ""
 
 
+def upstream(job: Job, foreseen: Sequence[RunRecord]) -> set[Job]:
+    """The runs that a job goes on from or learns from; `foreseen` are those of its arm, its own last, of any seed."""
+    before = {Job(r.method, job.seed) for r in foreseen[:-1]}
+    return before | ({Job("rft", job.seed)} if job.arm.startswith(IMITATE_RFT) else set())
+
+
 # --- what is to be done, and what it costs --------------------------------------------------------------------------------------
 
 
@@ -169,6 +176,16 @@ def to_do(
                 found[job] = why
     order = list(arms.ARMS)
     return dict(sorted(found.items(), key=lambda item: (item[0].seed, order.index(item[0].arm)))), looked
+
+
+def outdated(shelf: Shelf, jobs: Collection[Job]) -> list[Job]:
+    """Runs that stand, but go on from one that has other settings than today's, or learn from its rollouts."""
+    made = {job for job in jobs if recorded_run(shelf, job)}
+    if not made:
+        return []
+    before = {arm: foreseen(shelf, Job(arm, SEEDS[0])) for arm in arms.ARMS}
+    standing = [Job(arm, seed) for arm in arms.ARMS for seed in seeds_of(shelf, arm)]
+    return [job for job in standing if job not in jobs and upstream(job, before[job.arm]) & made]
 
 
 def seconds_of(record: RunRecord) -> tuple[float, float]:
@@ -223,6 +240,10 @@ def told(shelf: Shelf, jobs: dict[Job, str], looked: int) -> str:
     for arm, why in dict.fromkeys((job.arm, why) for job, why in jobs.items()):
         mine = ", ".join(str(job.seed) for job, reason in jobs.items() if (job.arm, reason) == (arm, why))
         lines.append(f"  {arm}, seed {mine}: {why}")
+    if old := outdated(shelf, jobs):
+        lines.append(
+            f"These stand but learn from runs that will be made again: {', '.join(map(str, old))}. Make them again afterwards, with --again --arms."
+        )
     return "\n".join(lines)
 
 
@@ -280,7 +301,8 @@ def work(shelf: Shelf, jobs: Sequence[Job], again: bool = False) -> dict[Job, st
                 needs[job] = foreseen(shelf, job)
             done = {str(Job(r.method, r.seed)): recording.finished(r, shelf.home) for r in needs[job]}
             own = {str(job), *(name for name, is_done in done.items() if not is_done)}
-            with held(shelf.home, sorted(own), sorted(done.keys() - own)) as ours:
+            read = done.keys() | {str(other) for other in upstream(job, needs[job])}
+            with held(shelf.home, sorted(own), sorted(read - own)) as ours:
                 if not ours:
                     waiting.append(job)
                 elif again or missing(shelf, job, needs[job][-1]):
@@ -335,6 +357,16 @@ def main(argv: list[str]) -> int:
         return 0
     failed = work(shelf, list(jobs), args.again)
     if jobs and course and args.preset == "tiny":
-        arms.write_results()
-        claims.write(arms.ROOT / "README.md", claims.ledger(*claims.load_runs()))
+        _write_readme(shelf.home)
     return int(bool(failed))
+
+
+def _write_readme(home: Path) -> None:
+    """Renew the README's tables and figures, one process at a time: each reads the page, changes its part and writes it."""
+    while True:
+        with held(home, ["readme"]) as ours:
+            if ours:
+                arms.write_results()
+                claims.write(arms.ROOT / "README.md", claims.ledger(*claims.load_runs()))
+                return
+        time.sleep(1)

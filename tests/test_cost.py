@@ -13,7 +13,7 @@ from peft import get_peft_model
 from shapes import make_base
 from transformers import BitsAndBytesConfig, Qwen2_5_VLForConditionalGeneration
 
-from rftkit import arms, cost, policy, runs
+from rftkit import arms, cost, hub, policy, runs
 from rftkit.__main__ import main
 from rftkit.config import BUNDLED_DIR, UserError, get_preset
 from rftkit.sft import lora_config
@@ -311,7 +311,13 @@ def test_faster_cards_take_less_time_and_speed_is_a_parameter():
 def test_downloads_are_counted_or_not_known():
     found = cost.downloads(QLORA)
     assert found["Qwen/Qwen2.5-VL-3B-Instruct"] == 2 * 3_754_622_976
-    assert found["lmms-lab/DocVQA"] is None and found["lmms-lab/POPE"] == pytest.approx(255e6)
+    assert found["lmms-lab/DocVQA"] is None and found["lmms-lab/MMMU"] == pytest.approx(341e6)  # all of its 900
+    assert found["lmms-lab/POPE"] == pytest.approx(255e6 * 1000 / 9000)  # ten row groups of a hundred
+    assert found["justram/COCO2014-Images"] == pytest.approx(12 * 461e6 * hub.PHOTOGRAPHS / 113_287)
+    more = cost.downloads(get_preset("qlora", eval_n=1200))
+    assert more["lmms-lab/POPE"] == pytest.approx(2 * found["lmms-lab/POPE"]) and all(
+        size is None or more[name] >= size for name, size in found.items()
+    )
     assert cost.downloads(get_preset("tiny")) == {}
 
 

@@ -113,7 +113,7 @@ def copies(tmp_path_factory):
 def local(copies, monkeypatch, tmp_path_factory):
     monkeypatch.delenv(hub.COCO_FOLDER, raising=False)
     monkeypatch.setattr(hub, "SOURCES", copies)
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path_factory.getbasetemp() / "datasets")
+    monkeypatch.setenv("RFTKIT_HOME", str(tmp_path_factory.getbasetemp() / "home"))
 
 
 @cache
@@ -286,19 +286,6 @@ def test_without_network_the_user_is_told_what_to_do(monkeypatch):
         with pytest.raises(UserError, match=r"nobody/.* cannot be loaded .*: check the network") as caught:
             task.row(0, 0)
         assert "\n" not in str(caught.value)
-
-
-def test_data_is_kept_under_rftkit_home_unless_the_hub_has_a_place(local, copies, tmp_path, monkeypatch):
-    for name in ("HF_HOME", "HF_DATASETS_CACHE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("RFTKIT_HOME", str(tmp_path))
-    hub.load.cache_clear()
-    assert len(hub.load(copies["mme"])) == N and list((tmp_path / "data").rglob("*.arrow"))
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
-    assert hub.cache_folder() is None
-    monkeypatch.delenv("HF_HOME")
-    monkeypatch.delenv("RFTKIT_HOME")
-    assert hub.cache_folder() is None
 
 
 def test_revisions_are_commits_or_open():

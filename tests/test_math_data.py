@@ -6,7 +6,7 @@ import importlib.util
 import pytest
 from datasets import Dataset, Features, Value
 
-from rftkit import blends, hub, math_data
+from rftkit import blends, hub_rows, math_data
 from rftkit.config import UserError
 from rftkit.recording import lazy_dataset
 from rftkit.rft import rft_row
@@ -46,7 +46,7 @@ def copied(tmp_path_factory):
 
 @pytest.fixture
 def source(copied, monkeypatch, tmp_path_factory):
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path_factory.getbasetemp() / "datasets")
+    monkeypatch.setenv("RFTKIT_HOME", str(tmp_path_factory.getbasetemp() / "home"))
     return copied
 
 
@@ -169,4 +169,4 @@ def test_without_network_the_user_is_told_what_to_do(monkeypatch):
 @pytest.mark.hub
 def test_the_hub_has_what_we_expect():
     row = math_data.openr1().row(0, 0, "train")
-    assert row.prompt and row.answer and row.data["value"] and len(hub.load(math_data.SOURCE)) == 45_714
+    assert row.prompt and row.answer and row.data["value"] and len(hub_rows.load(math_data.SOURCE)) == 45_714

@@ -167,6 +167,25 @@ def test_a_run_that_others_go_on_from_is_paid_once(empty):
     assert apart == pytest.approx(sum(usual.values()) + usual["points_sft"])
 
 
+def test_what_learns_from_a_run_that_is_made_again_is_named(empty):
+    """Its own settings are today's, so it stands; but what it learnt from will be another."""
+    course = shelf.shelf_of(TINY)
+    for arm in ("rft", "sft_rollouts", "sft_dft", "points_sft", "points_rft_40", "points_rft_0"):
+        empty.folder.mkdir(exist_ok=True)
+        (empty.path(Job(arm, 0))).write_bytes(course.path(Job(arm, 0)).read_bytes())
+    every = [job for arm in arms.ARMS for job in [Job(arm, seed) for seed in shelf.seeds_of(empty, arm)]]
+    others = [job for job in every if not empty.path(job).exists()]
+    assert shelf.outdated(empty, others) == []  # nothing that stands learns from a run that is only missing
+    assert shelf.outdated(empty, [*others, Job("points_sft", 0)]) == [Job("points_rft_40", 0)]
+    assert shelf.outdated(empty, [*others, Job("rft", 0)]) == [Job("sft_rollouts", 0), Job("sft_dft", 0)]
+
+
+def test_a_run_on_rfts_rollouts_reads_what_rft_writes(empty):
+    own = shelf.foreseen(empty, Job("sft_rollouts", 2))
+    assert Job("rft", 2) in shelf.upstream(Job("sft_rollouts", 2), own)
+    assert shelf.upstream(Job("sft", 2), shelf.foreseen(empty, Job("sft", 2))) == set()
+
+
 def test_seconds_are_a_runs_own():
     made = record("self_once", 0, config={"after": {"method": "rft_first", "steps": 40}})
     made.metrics = [eval_row(step) | {"seconds": seconds} for step, seconds in ((0, 0.0), (40, 90.0), (60, 100.0))]
