@@ -17,7 +17,7 @@ import inspect
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -372,16 +372,24 @@ def phases(work: Work) -> dict[str, Bytes]:
 
 @dataclass(frozen=True)
 class Device:
-    """A card by its maker's data sheet: bytes, dense 16-bit operations a second, bytes a second."""
+    """A card by its maker's data sheet: bytes, dense 16-bit operations a second, bytes a second. An `old` one, before Ampere, has no
+    bfloat16 (`policy.old_gpu`)."""
 
     name: str
     memory: float
     flops: float
     bandwidth: float
+    old: bool = False
+
+    def runs(self, work: Work) -> Work:
+        """The work as this card does it: where the type is left open, an old one takes float16, beside which the tower is float32."""
+        if not self.old or work.preset.dtype != "auto":
+            return work
+        return replace(work, preset=replace(work.preset, dtype="float16"))
 
 
 DEVICES = (
-    Device("T4", 16 * GB, 65e12, 320e9), Device("L4", 24 * GB, 121e12, 300e9), Device("A100", 80 * GB, 312e12, 2039e9),
+    Device("T4", 16 * GB, 65e12, 320e9, old=True), Device("L4", 24 * GB, 121e12, 300e9), Device("A100", 80 * GB, 312e12, 2039e9),
     Device("H100", 80 * GB, 989e12, 3350e9), Device("H200", 141 * GB, 989e12, 4800e9),
 )  # fmt: skip
 
@@ -642,7 +650,7 @@ class Card:
         )
         for device in devices:
             for work in self.works:
-                fits = "yes" if Card(self.preset, (work,)).needed(device.memory) <= device.memory else "no"
+                fits = "yes" if Card(self.preset, (device.runs(work),)).needed(device.memory) <= device.memory else "no"
                 s = seconds_of(work, device)
                 trains, evaluates = (h / 3600 for h in seconds_in_all(work, device))
                 lines.append(

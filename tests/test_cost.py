@@ -383,3 +383,13 @@ def test_the_command_prints_the_card(capsys, monkeypatch):
     said = capsys.readouterr().out
     assert "Downloads: none." in said and "Measured: about 0.5 minutes." in said
     assert main(["cost", "77"]) == 2
+
+
+def test_a_card_without_bfloat16_holds_the_tower_in_float32():
+    """Also in a prediction made on another machine: no GPU is at hand here."""
+    t4, l4 = (next(d for d in cost.DEVICES if d.name == name) for name in ("T4", "L4"))
+    work = cost.card(get_preset("qlora"), "rft").works[0]
+    towers = [cost.standing_bytes(d.runs(work))["vision tower"] for d in (t4, l4)]
+    assert towers[0] == 2 * towers[1]
+    full = dataclasses.replace(work, preset=dataclasses.replace(work.preset, dtype="bfloat16"))
+    assert t4.runs(full) == full  # what is asked for is not changed
