@@ -43,7 +43,7 @@ SWAP = """<script>
   tiles.forEach(button => {
     label(button);
     button.addEventListener("click", () => {
-      if (chosen && chosen !== button) { swap(chosen, button); swaps += 1; told.textContent = `${swaps} swaps so far.`; }
+      if (chosen && chosen !== button) { swap(chosen, button); swaps += 1; told.textContent = `Swaps so far: ${swaps}.`; }
       if (chosen) { chosen.setAttribute("aria-pressed", "false"); chosen = null; }
       else { chosen = button; button.setAttribute("aria-pressed", "true"); told.textContent = `Chosen: ${name(button)}. Which one shall it change places with?`; }
     });
@@ -51,7 +51,7 @@ SWAP = """<script>
   check.hidden = false;
   check.addEventListener("click", () => {
     const right = tiles.filter((button, place) => Number(button.dataset.home) === place + 1).length;
-    told.textContent = `${right} of ${tiles.length} tiles are in their place, after ${swaps} swaps.`;
+    told.textContent = `${right} of ${tiles.length} tiles are in their place. Swaps so far: ${swaps}.`;
   });
 })();
 </script>"""
