@@ -323,7 +323,7 @@ def generate(
 ) -> list[str]:
     """The policy's answer to each row: the text of `generate_ids`, special tokens left out."""
     ids = generate_ids(policy, rows, max_new_tokens, temperature, seed, batch_size)
-    return policy.processor.tokenizer.batch_decode(ids, skip_special_tokens=True)
+    return policy.processor.tokenizer.batch_decode(ids, skip_special_tokens=True) if ids else []  # of no row it makes one text
 
 
 @torch.no_grad()

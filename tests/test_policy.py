@@ -157,3 +157,7 @@ def test_a_checkpoints_own_repetition_penalty_is_not_used(small):
     before = generate(small, PROBES["color"].rows(0, 3), 8)
     small.model.generation_config.repetition_penalty = 5.0
     assert generate(small, PROBES["color"].rows(0, 3), 8) == before
+
+
+def test_no_rows_have_no_answers(small):
+    assert generate(small, []) == [] and generate(small, [], temperature=1.0, seed=[]) == []
