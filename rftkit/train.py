@@ -8,6 +8,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from torch import distributed
+
 from rftkit.arms import ARMS
 from rftkit.config import PRESETS, Preset, UserError, get_preset
 from rftkit.notebooks import convert
@@ -44,4 +46,7 @@ def main(argv: list[str]) -> int:
         print(
             f"{record.name}: {record.status} after {last['step']} updates, exact {last['new_exact']:.2f}, prior {last['prior_mean']:.3f}"
         )
+    if distributed.is_initialized():
+        distributed.barrier()
+        distributed.destroy_process_group()  # a process that ends while gloo's threads run may be aborted, its work done
     return 0

@@ -273,3 +273,6 @@ if __name__ == "__main__":
     train_both(Path(sys.argv[1]), Path(sys.argv[2]))
     answers(Path(sys.argv[1]), Path(sys.argv[2]))
     train_both(Path(sys.argv[1]), Path(sys.argv[2]))  # finished runs are read, by all processes alike
+    if torch.distributed.is_initialized():  # as `rftkit train` ends
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
