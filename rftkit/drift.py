@@ -37,7 +37,7 @@ from tqdm import tqdm
 from rftkit import blends, chains, dynamics, hub, methods, points, recording, runs, spectra, two_stage
 from rftkit.config import Preset, UserError
 from rftkit.policy import Policy, encode, generate_ids, load_policy, load_trained, never_sampled
-from rftkit.predict import Point
+from rftkit.predict import Point, six_digits
 from rftkit.tasks import Row
 
 FOLDER = runs.RECORDED_DIR / "drift"
@@ -363,7 +363,7 @@ def measure(run: Finished, n: int = 96, k: int = 16, seed: int = 0, folder: Path
         tuned = merged(tuned)
         same_tower(base, tuned)
         row = evals[step]
-        made["checkpoints"].append(_rounded({
+        made["checkpoints"].append(six_digits({
             "step": step, "updates": step - run.start, "new_exact": row["new_exact"], "prior_mean": row["prior_mean"],
             "drop": 100.0 * (first["prior_mean"] - row["prior_mean"]),
             **drift(base, tuned, rows, prior, k=k, seed=seed, max_new_tokens=longest),
@@ -409,15 +409,6 @@ def _write(path: Path, made: Mapping[str, Any]) -> None:
         raise UserError(
             f"{path} was not written ({error}): free some space, or name another folder with --out."
         ) from error
-
-
-def _rounded(value: Any) -> Any:
-    """Six digits: far below the Monte Carlo errors, and a third of the size."""
-    if isinstance(value, dict):
-        return {key: _rounded(some) for key, some in value.items()}
-    if isinstance(value, list):
-        return [_rounded(some) for some in value]
-    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def read(path: Path) -> dict[str, Any]:

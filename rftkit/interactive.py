@@ -132,7 +132,10 @@ def meters(shares: Mapping[str, float]) -> str:
 def replies(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """HTML of a table of texts, all escaped."""
     head = "".join(f'<th scope="col" style="text-align:left">{html.escape(name)}</th>' for name in header)
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows)
+    body = "".join(
+        "<tr>" + "".join(f'<td style="text-align:left">{html.escape(str(cell))}</td>' for cell in row) + "</tr>"
+        for row in rows
+    )
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 

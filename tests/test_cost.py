@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import get_peft_model
-from shapes import make_base
+from shapes import make_base, nothing_asked
 from transformers import BitsAndBytesConfig, Qwen2_5_VLForConditionalGeneration
 
 from rftkit import arms, cost, hub, policy, runs
@@ -141,19 +141,6 @@ SIZES = {  # 33 M parameters with a vocabulary of 16,000
     "hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 6, "num_attention_heads": 4, "num_key_value_heads": 2,
     "vocab_size": 16_000,
 }  # fmt: skip
-
-
-def nothing_asked(model):
-    row = {
-        "kind": "eval",
-        "new_exact": 0.0,
-        "new_hit": 0.0,
-        "new_unparseable": 1.0,
-        "new_n": 1,
-        "prior": {},
-        "prior_mean": 0.0,
-    }
-    return row, []
 
 
 def train(method, preset, folder, steps=2):

@@ -2,18 +2,16 @@
 
 import html
 import re
-import shutil
 from html.parser import HTMLParser
-from importlib.util import find_spec
 
 import numpy as np
 import pytest
+from browser import CHROMIUM, needs_browser
 from PIL import Image
 
 from rftkit import interactive, jigsaw
 from rftkit.config import UserError
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 NASTY = '</code><script>alert("x")</script><img src=x onerror=alert(1)> "KEY" & so on'
 
 
@@ -109,9 +107,7 @@ def test_bad_input_is_told_in_one_sentence():
         interactive.meters({"share": 50.0})
 
 
-@pytest.mark.skipif(
-    CHROMIUM is None or find_spec("playwright") is None, reason="Chromium or playwright is not installed"
-)
+@needs_browser
 def test_in_a_browser_tiles_are_swapped_and_frames_chosen_by_key():
     from playwright.sync_api import sync_playwright
 

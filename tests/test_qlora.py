@@ -12,6 +12,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
 from peft.tuners.lora import bnb as peft_bnb
+from shapes import nothing_asked
 from transformers import BitsAndBytesConfig, Qwen2_5_VLForConditionalGeneration
 
 from rftkit import bench, dynamics, export, hub, prefix_rft, recording, rft, runs
@@ -30,11 +31,6 @@ def preset(small_preset):
 
 def distinct_words(completions, **_):
     return [len(set(c[0]["content"].split())) / 12 for c in completions]
-
-
-def nothing_asked(model):
-    row = {"kind": "eval", "new_exact": 0.0, "new_hit": 0.0, "new_unparseable": 1.0, "new_n": 1, "prior": {}, "prior_mean": 0.0}
-    return row, []
 
 
 # --- the traps: each looks at the types of modules ------------------------------------------------------------------------------------

@@ -8,7 +8,6 @@ import base64
 import json
 import os
 import re
-import shutil
 from functools import partial
 from html.parser import HTMLParser
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -19,6 +18,7 @@ from urllib.parse import unquote
 
 import nbformat
 import pytest
+from browser import CHROMIUM, needs_browser
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
 
@@ -243,13 +243,9 @@ def test_every_page_is_in_the_contents_once():
 
 # --- the built site -----------------------------------------------------------------------------------------------------
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 needs_sphinx = pytest.mark.skipif(
     any(find_spec(name) is None for name in ("sphinx", "myst_nb", "math_core", "ziamath")),
     reason="course/locks/site.txt is not installed",
-)
-needs_browser = pytest.mark.skipif(
-    CHROMIUM is None or find_spec("playwright") is None, reason="Chromium or playwright is not installed"
 )
 
 

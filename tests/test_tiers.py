@@ -21,19 +21,6 @@ def dense(completions, **_):
     return [len(set(c[0]["content"].split())) / 12 for c in completions]
 
 
-def nothing_asked(model):
-    row = {
-        "kind": "eval",
-        "new_exact": 0.0,
-        "new_hit": 0.0,
-        "new_unparseable": 1.0,
-        "new_n": 1,
-        "prior": {},
-        "prior_mean": 0.0,
-    }
-    return row, []
-
-
 PRACTICE = rft.Practice("dense", JIGSAW, (dense,))
 
 
@@ -175,9 +162,9 @@ def test_the_longest_rollouts_come_first_and_leave_no_trace(method, small_preset
 
     def train(home):
         if method == "rft":
-            return train_rft(preset, 0, steps=3, lr=1e-2, practice=PRACTICE, evaluate=nothing_asked, home=home)
+            return train_rft(preset, 0, steps=3, lr=1e-2, practice=PRACTICE, evaluate=shapes.nothing_asked, home=home)
         return prefix_rft.train_prefix_rft(
-            preset, 0, steps=3, lr=1e-2, practice=PRACTICE, evaluate=nothing_asked, home=home
+            preset, 0, steps=3, lr=1e-2, practice=PRACTICE, evaluate=shapes.nothing_asked, home=home
         )
 
     seen = noted(monkeypatch, rft.RFTTrainer, lambda inputs: inputs["completion_mask"].sum(1).tolist())
@@ -195,12 +182,12 @@ def test_the_longest_demonstration_comes_first_and_leaves_no_trace(small_preset,
     preset, sums = dataclasses.replace(small_preset, micro_batch=2), chains.task()
     data = sft.Data("sums", lambda policy, folder: sft.Lazy(64, lambda i: sums.row(0, i, "train")))
     seen = noted(monkeypatch, sft.LongestFirst, lambda inputs: inputs["attention_mask"].sum(1).tolist())
-    plain, trained = train_sft(preset, 0, data=data, steps=3, lr=1e-2, evaluate=nothing_asked, home=tmp_path / "plain")
+    plain, trained = train_sft(preset, 0, data=data, steps=3, lr=1e-2, evaluate=shapes.nothing_asked, home=tmp_path / "plain")
     usual = list(seen)
     seen.clear()
     monkeypatch.setattr(recording, "rehearses", lambda preset: True)
     rehearsed, other = train_sft(
-        preset, 0, data=data, steps=3, lr=1e-2, evaluate=nothing_asked, home=tmp_path / "rehearsed"
+        preset, 0, data=data, steps=3, lr=1e-2, evaluate=shapes.nothing_asked, home=tmp_path / "rehearsed"
     )
     assert len(seen) == len(usual) + 1 and seen[:2] + seen[3:] == usual
     assert len(set(seen[2])) == 1 and seen[2][0] >= max(map(max, usual)) > min(map(min, usual))
@@ -219,7 +206,7 @@ def test_memory_that_runs_out_is_one_sentence(small_preset, tmp_path, monkeypatc
 
     monkeypatch.setattr(sft.LongestFirst, "compute_loss", no_memory)
     with pytest.raises(UserError, match=r"^The GPU's memory did not suffice at update 0: [^\n]+micro_batch[^\n]+\.$"):
-        train_sft(small_preset, 0, steps=1, evaluate=nothing_asked, home=tmp_path)
+        train_sft(small_preset, 0, steps=1, evaluate=shapes.nothing_asked, home=tmp_path)
     (path,) = tmp_path.glob("runs/*/record.json")
     assert runs.load_record(path).status == "running"  # on a larger card it goes on from there; other settings are another run
 
@@ -286,7 +273,7 @@ def test_the_bench_of_a_gpu_tier_without_a_gpu_is_one_sentence(capsys):
 def test_a_float16_model_trains_a_float32_adapter(small_preset, tmp_path):
     """As on a T4, but for autocast and loss scaling, which a CPU has not in float16: TRL would make the adapter bfloat16."""
     preset = dataclasses.replace(small_preset, quantize="nf4", lora_rank=4, dtype="float16")
-    record, trained = train_sft(preset, 0, steps=2, lr=1e-2, evaluate=nothing_asked, home=tmp_path)
+    record, trained = train_sft(preset, 0, steps=2, lr=1e-2, evaluate=shapes.nothing_asked, home=tmp_path)
     model = trained.model.get_base_model()
     assert model.model.language_model.layers[0].self_attn.q_proj.base_layer.compute_dtype is torch.float16
     assert model.model.language_model.norm.weight.dtype is torch.float16
