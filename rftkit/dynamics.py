@@ -227,6 +227,8 @@ def gradients(
 
 def _joined(parts: list[Block]) -> Block:
     """One block after the other; shorter rows of factors are padded with zeros, as their tokens are, on the left."""
+    if len(parts) == 1:  # all rows fitted one batch: nothing to copy
+        return parts[0]
     factors = [part for part in parts if isinstance(part, Factors)]
     if len(factors) < len(parts):
         return torch.cat([dense(part) for part in parts])
