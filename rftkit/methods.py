@@ -48,8 +48,8 @@ class Plan:
     """Sizes and rates, for each task of a sequence. A task has `instances` training rows, seen as often as the updates need.
 
     SFT takes `sft_steps` updates at `sft_lr`; at RFT's rate `slow_steps`, which gain about what RFT gains (tiny: 20, tried with
-    seed 0; 30 and 60 gained more). RFT takes `rft_steps` at `rft_lr`; `samples` replies to each instance decide what a filter keeps. `asked` rows of each task and `probed` of each probe
-    are asked in an evaluation.
+    seed 0; 30 and 60 gained more). RFT takes `rft_steps` at `rft_lr`; `samples` replies to each instance decide what a filter
+    keeps. `asked` rows of each task and `probed` of each probe are asked in an evaluation.
     """
 
     sft_lr: float = 5e-4
