@@ -8,6 +8,7 @@ TORCH_INDEX ?=
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.rftkit-installed
 SITE_STAMP := $(VENV)/.rftkit-site-installed
+VERL_STAMP := $(VENV)/.rftkit-verl-installed
 SITE := $(VENV)/lib/python*/site-packages
 
 .PHONY: help setup run test lab site slides record bench pretrain format clean
@@ -28,7 +29,7 @@ run: setup
 	$(BIN)/python -m rftkit run
 	@$(BIN)/python -m rftkit claims
 
-test: setup
+test: setup $(VERL_STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
@@ -74,6 +75,11 @@ $(STAMP): requirements.txt pyproject.toml
 	$(BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -r requirements.txt
 	$(BIN)/python -m pip install --quiet --no-deps -e .
 	@touch $@
+
+# Beside the environment, not in it: only a test reads verl's configuration, in a process of its own, and is skipped without
+$(VERL_STAMP): course/locks/verl.txt $(STAMP)
+	@$(BIN)/python -m pip install --quiet --no-deps --require-hashes --upgrade --target $(VENV)/verl -r $< && touch $@ || \
+		echo "verl could not be fetched: the test that its configuration is read will be skipped." >&2
 
 $(SITE_STAMP): course/locks/site.txt $(STAMP)
 	$(BIN)/python -m pip install --quiet -c requirements.txt -r course/locks/site.txt

@@ -4,7 +4,8 @@
     python -m rftkit launch 02 --preset full --export easyr1
 
 What is launched is `python -m rftkit train ARM`, the code of the notebooks. None of it has been run on several GPUs yet; with two CPU
-processes over gloo DDP and FSDP2 are tested, and every configuration is read by the library that it is meant for.
+processes over gloo DDP and FSDP2 are tested, and every configuration is read by the library that it is meant for, EasyR1's aside: it is
+not on PyPI, so that its configuration is held against its published names.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import math
 import os
 import shlex
 import subprocess
@@ -181,7 +183,7 @@ def score(reply, truth):
 
 '''
 CALLS = {
-    "easyr1": ("overall", "def compute_score(reward_inputs):\n    return [score(i[\"response\"], i[\"ground_truth\"]) for i in reward_inputs]\n"),
+    "easyr1": ("overall", "REWARD_NAME, REWARD_TYPE = \"jigsaw\", \"batch\"  # read by EasyR1\n\n\ndef compute_score(reward_inputs):\n    return [score(i[\"response\"], i[\"ground_truth\"]) for i in reward_inputs]\n"),
     "verl": ("score", "def compute_score(data_source, solution_str, ground_truth, extra_info=None):\n    return score(solution_str, ground_truth)\n"),
 }  # fmt: skip
 DATA = '''"""Writes the puzzles that {library} trains on, beside this file: python data.py"""
@@ -233,6 +235,11 @@ def _exported(row: Any, library: str) -> dict[str, Any]:
     }
 
 
+def _epochs(preset: Preset) -> int:
+    """Enough for all steps: both libraries drop an epoch's last, smaller batch, and verl ends with the last epoch."""
+    return -(-preset.rft_steps // (preset.train_n // preset.rft_prompts))
+
+
 def easyr1_config(preset: Preset, beta: float, seed: int, cluster: Cluster, folder: Path) -> dict[str, Any]:
     """GRPO of this preset in the words of EasyR1's configuration (examples/config.yaml of 2026)."""
     prompt = rft.rollout_tokens(preset) - preset.max_completion
@@ -273,10 +280,10 @@ def easyr1_config(preset: Preset, beta: float, seed: int, cluster: Cluster, fold
                 "fsdp": {"enable_full_shard": True, "enable_cpu_offload": True, "enable_rank0_init": True},
                 "offload": {"offload_params": False},
             },
-            "reward": {"reward_type": "batch", "reward_function": f"{folder / 'reward.py'}:compute_score"},
+            "reward": {"reward_function": f"{folder / 'reward.py'}:compute_score"},
         },
         "trainer": {
-            "total_epochs": -(-preset.rft_steps * batch // preset.train_n), "max_steps": preset.rft_steps,
+            "total_epochs": _epochs(preset), "max_steps": preset.rft_steps,
             "project_name": "rftkit", "experiment_name": f"{preset.name}-s{seed}", "logger": ["console"],
             "nnodes": cluster.machines, "n_gpus_per_node": cluster.processes, "val_freq": 100, "val_before_train": True,
             "save_freq": 100, "save_limit": 2, "save_checkpoint_path": str(folder / "checkpoints"),
@@ -317,7 +324,7 @@ def verl_config(preset: Preset, beta: float, seed: int, cluster: Cluster, folder
         },
         "reward": {"custom_reward_function": {"path": str(folder / "reward.py"), "name": "compute_score"}},
         "trainer": {
-            "total_training_steps": preset.rft_steps, "total_epochs": -(-preset.rft_steps * batch // preset.train_n),
+            "total_training_steps": preset.rft_steps, "total_epochs": _epochs(preset),
             "project_name": "rftkit", "experiment_name": f"{preset.name}-s{seed}", "logger": ["console"],
             "nnodes": cluster.machines, "n_gpus_per_node": cluster.processes, "test_freq": 100, "save_freq": 100,
             "default_local_dir": str(folder / "checkpoints"),
@@ -328,12 +335,23 @@ def verl_config(preset: Preset, beta: float, seed: int, cluster: Cluster, folder
 def export(preset: Preset, library: str, arm: str, args: argparse.Namespace, cluster: Cluster, folder: Path) -> Command:
     """Write configuration, reward and the script that makes the data; return the command that trains there.
 
-    Raises UserError where the library cannot train what the preset says.
+    Raises UserError where the library cannot train what the preset says, or refuses its batches.
     """
     if arm not in ("rft", "rft_kl"):
         raise UserError(f"{library} trains GRPO, and {arm!r} is another method: take --arm rft or --arm rft_kl.")
     if preset.device == "cpu" or preset.quantize != "none":
         raise UserError(f"{library} trains unquantised weights on GPUs: take --preset full, or -p quantize none.")
+    if preset.train_n < preset.rft_prompts:
+        raise UserError(
+            f"{library} drops a batch that is not full, and train_n = {preset.train_n} puzzles make none of "
+            f"rft_prompts = {preset.rft_prompts}: raise train_n with -p."
+        )
+    rollouts = preset.rft_prompts * preset.rft_group
+    if rollouts % math.lcm(2 * cluster.total, 4):  # micro-batches of 2 on each GPU, and of 4 for log-probabilities
+        raise UserError(
+            f"{library} hands rollouts out in pairs, and {rollouts} an update do not go evenly to {cluster.total} processes: "
+            "take fewer, or set rft_prompts with -p."
+        )
     beta = preset.kl_beta if arm == "rft_kl" else preset.rft_beta
     make = easyr1_config if library == "easyr1" else verl_config
     write_yaml(folder / f"{library}.yaml", make(preset, beta, args.seed, cluster, folder))
