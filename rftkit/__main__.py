@@ -21,6 +21,7 @@ OWN_COMMANDS = {  # command: (module, what it does)
     "drift": ("drift", "measure how far finished runs went from their bases: KL, weights, rotation"),
     "exercises": ("exercises", "write a copy of a notebook's exercises, for learners or with the solutions"),
     "export": ("export", "merge a finished run into one plain model, for vLLM and evaluators"),
+    "guide": ("guide", "print which method kept more, by what one has, computed from run records"),
     "grade": ("grade", "check the exercises in a learner's notebook (this runs its code)"),
     "parity": ("parity", "repeat the recorded points of ParityMNIST (notebook 08)"),
     "pretrain": ("pretrain", "rebuild the bundled tiny base model"),

@@ -148,6 +148,13 @@ def practised_base(preset: Preset, plan: Plan = TINY, home: Path | None = None) 
     return recording.Before(record, recording.weights_at(recording.run_folder(record, home), plan.practice))
 
 
+def from_base(record: runs.RunRecord, start: int = TINY.practice) -> runs.RunRecord:
+    """A run on sums from the practised base on: updates count from there, and so does forgetting."""
+    rows = [row for row in record.metrics if row["step"] > start or (row["step"] == start and row["kind"] == "eval")]
+    samples = [{**s, "step": s["step"] - start} for s in record.samples if s["step"] >= start]
+    return replace(record, metrics=[{**row, "step": row["step"] - start} for row in rows], samples=samples)
+
+
 def imitate(
     preset: Preset, seed: int, *, name: str = "sums_sft", oracle: Oracle = ORACLE, plan: Plan = TINY, home: Path | None = None
 ) -> tuple[runs.RunRecord, Policy]:  # fmt: skip

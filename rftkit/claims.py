@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from rftkit import arms as course
-from rftkit import runs, two_stage, verdicts
+from rftkit import parity, predict, runs, two_stage, verdicts
 from rftkit.config import PRESETS, UserError
 from rftkit.judged import JUDGES, Arms, Study, arms_of, judge
+from rftkit.predict import Point
 from rftkit.verdicts import Part
 
 BEGIN, END = "<!-- ledger: made by `python -m rftkit claims --write`, do not edit -->", "<!-- end of ledger -->"
@@ -108,15 +109,28 @@ def load_runs(folder: Path = runs.RECORDED_DIR, preset: str = "tiny") -> tuple[d
     return arms_of(runs.load_recorded(preset=preset, folder=folder)), [two_stage.load_study(path) for path in studies]
 
 
-def ledger(arms: Arms, studies: Sequence[Study] = (), only: str = "", target: float = course.TARGET) -> list[Line]:
+def load_points(folder: Path = runs.RECORDED_DIR) -> list[Point]:
+    """The points of ParityMNIST, bases included, of a folder as `course/recorded`: one bench at every tier."""
+    return [point for path in sorted((folder / "parity").glob("parity-s*.json")) for point in predict.load(path)]
+
+
+def recorded(folder: Path = runs.RECORDED_DIR, preset: str = "tiny", only: str = "") -> list[Line]:
+    """The ledger of all that a folder as `course/recorded` holds."""
+    return ledger(*load_runs(folder, preset), only, points=load_points(folder))
+
+
+def ledger(
+    arms: Arms, studies: Sequence[Study] = (), only: str = "", target: float = course.TARGET, points: Sequence[Point] = (),
+    goal: float = parity.TARGET,
+) -> list[Line]:  # fmt: skip
     """One line a claim; `only` those of the notebook that begins so, as "05". `target` is the accuracy on the jigsaw at which arms
-    are compared."""
+    are compared, `goal` that on ParityMNIST, of which the points are."""
     claims = [c for c in load_claims() if c.notebook.startswith(only)]
     if not claims:
         raise UserError(f"No claim belongs to a notebook {only!r}: choose one of {', '.join(_notebooks())}.")
     lines = []
     for claim in claims:
-        parts = tuple(judge(claim.id, arms, studies, target)) if claim.id in JUDGES else ()
+        parts = tuple(judge(claim.id, arms, studies, target, points=points, goal=goal)) if claim.id in JUDGES else ()
         lines.append(Line(claim, parts, _files(parts, arms)))
     return lines
 
@@ -128,7 +142,8 @@ def _notebooks() -> list[str]:
 def _files(parts: Sequence[Part], arms: Arms) -> tuple[str, ...]:
     preset = {r.name: r.preset for some in arms.values() for r in some.values()}
     names = dict.fromkeys(name for p in parts for name in p.runs)
-    return tuple(f"{preset[name]}-{name}.json" if name in preset else f"points/{name}.json" for name in names)
+    of = {name: "parity" if name.startswith("parity-s") else "points" for name in names}
+    return tuple(f"{preset[name]}-{name}.json" if name in preset else f"{of[name]}/{name}.json" for name in names)
 
 
 # --- as text ------------------------------------------------------------------------------------------------------------------
@@ -148,7 +163,7 @@ def markdown(lines: Sequence[Line]) -> str:
         claim, seeds = line.claim, "-" if line.why else str(line.seeds)
         rows.append((claim.id, claim.statement, claim.numbers, line.why or _decided(line), seeds, line.word))
     told = f"{size(lines)} {'; '.join(f'{prefix}: {_link(paper)}' for prefix, paper in _texts()['papers'].items())}"
-    return f"{_table(rows)}\n\n{told}; 04- and 07-: controls of ours."
+    return f"{as_table(rows)}\n\n{told}; 04- and 07-: controls of ours."
 
 
 def _link(paper: str) -> str:
@@ -186,7 +201,7 @@ def tables(lines: Sequence[Line]) -> str:
     missed = sorted({name for line in lines for name in line.missed})
     told = "Where a part speaks of each run, its numbers are those of the lowest and the highest one."
     told += f" Runs without a value there, which entered nothing: {', '.join(missed) or 'none'}."
-    return "\n\n".join([_table(said), _table(parts), told, size(lines)])
+    return "\n\n".join([as_table(said), as_table(parts), told, size(lines)])
 
 
 def brief(line: Line) -> str:
@@ -195,7 +210,7 @@ def brief(line: Line) -> str:
     return "\n".join([*told, f"{line.claim.id}: {line.word}."])
 
 
-def _table(rows: Sequence[Sequence[str]]) -> str:
+def as_table(rows: Sequence[Sequence[str]]) -> str:
     head, *body = rows
     return "\n".join("| " + " | ".join(map(_cell, row)) + " |" for row in (head, ("---",) * len(head), *body))
 
@@ -259,30 +274,35 @@ def _plain_line(line: Line) -> dict[str, Any]:
 # --- in a page ----------------------------------------------------------------------------------------------------------------
 
 
-def _parted(page: Path) -> tuple[str, str, str]:
+def _parted(page: Path, begin: str, end: str) -> tuple[str, str, str]:
     """The page before, between and after its markers."""
     try:
         text = page.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"The page {page} cannot be read ({error}): check the path.") from error
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+        what = begin.removeprefix("<!-- ").partition(":")[0]
         raise UserError(
-            f"The page {page} has no place for the ledger: put {BEGIN} and {END} there, once, in this order."
+            f"The page {page} has no place for the {what}: put {begin} and {end} there, once, in this order."
         )
-    head, _, rest = text.partition(BEGIN)
-    between, _, tail = rest.partition(END)
+    head, _, rest = text.partition(begin)
+    between, _, tail = rest.partition(end)
     return head, between, tail
 
 
+def put(page: Path, text: str, begin: str = BEGIN, end: str = END) -> None:
+    """Put a text between the page's markers, whole or not at all."""
+    head, _, tail = _parted(page, begin, end)
+    runs.write_whole(page, f"{head}{begin}\n\n{text}\n\n{end}{tail}")
+
+
 def write(page: Path, lines: Sequence[Line]) -> None:
-    """Put the table between the page's markers, whole or not at all."""
-    head, _, tail = _parted(page)
-    runs.write_whole(page, f"{head}{BEGIN}\n\n{markdown(lines)}\n\n{END}{tail}")
+    put(page, markdown(lines))
 
 
-def differences(page: Path, lines: Sequence[Line]) -> list[str]:
-    """Lines of the table that the page lacks (+), and those that it has and the table lacks (-)."""
-    new, old = markdown(lines).splitlines(), _parted(page)[1].strip().splitlines()
+def differences(page: Path, text: str, begin: str = BEGIN, end: str = END) -> list[str]:
+    """Lines of the text that the page lacks (+), and those that it has and the text lacks (-)."""
+    new, old = text.splitlines(), _parted(page, begin, end)[1].strip().splitlines()
     found = [f"- {row}" for row in old if row not in new] + [f"+ {row}" for row in new if row not in old]
     return found or ([] if new == old else ["the same lines in another order"])
 
@@ -303,11 +323,11 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     if args.only and (args.write or args.check):
         raise UserError("A page holds the ledger of all notebooks: leave out --only.")
-    lines = ledger(*load_runs(args.runs, args.preset), args.only)
+    lines = recorded(args.runs, args.preset, args.only)
     if args.write:
         write(args.write, lines)
     elif args.check:
-        if wrong := differences(args.check, lines):
+        if wrong := differences(args.check, markdown(lines)):
             print(
                 f"The ledger in {args.check} is not the computed one: run `python -m rftkit claims --write {args.check}`.",
                 file=sys.stderr,

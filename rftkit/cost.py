@@ -160,7 +160,7 @@ class Work:
 def work_of(preset: Preset, name: str) -> Work:
     """The training of the arm `name` of rftkit/arms.py. Raises UserError for an arm that is not known.
 
-    GeneralPoints, whose prompts have no picture, is counted as if they had one.
+    GeneralPoints and sums, whose prompts have no picture, are counted as if they had one.
     """
     from rftkit import arms, two_stage  # they import the trainers
 
@@ -171,6 +171,8 @@ def work_of(preset: Preset, name: str) -> Work:
         if name.startswith("points_rft"):
             return Work(name, "rft", preset, plan.rft_steps, preset.max_completion, 2)
         return Work(name, "sft", preset, plan.checkpoints[-1], preset.max_completion, 1 + len(plan.checkpoints))
+    if name.startswith(("sums_", "jigsaw_")):
+        return _blended(preset, name)
     bare = count_tokens(jigsaw.answer_text(tuple(range(1, preset.rows * preset.cols + 1)))) + 2
     if "rft" in name.split("_")[:2] and not name.startswith("sft"):
         steps = max(1, preset.rft_steps // 10) if name == "rft_early" else preset.rft_steps
@@ -183,6 +185,17 @@ def work_of(preset: Preset, name: str) -> Work:
     schedule = arms._slow(steps) if longer > 1 else arms._fast(steps)
     answer = bare if name in ("sft", "sft_rft_lr", "lora_sft") else preset.max_completion
     return Work(name, "sft", preset, steps, answer, 1 + len(schedule))
+
+
+def _blended(preset: Preset, name: str) -> Work:
+    """An arm of notebook 06. SFT followed by RFT is counted as RFT; making the practised base, and where RFT starts from, is not."""
+    from rftkit import blends
+
+    plan, kind = blends.TINY, "sft" if name in ("sums_sft", "jigsaw_sft") else "rft"
+    if name.startswith("jigsaw_"):
+        return Work(name, kind, preset, preset.rft_steps, preset.max_completion, 1 + -(-preset.rft_steps // 20))
+    preset = blends.own_preset(preset, plan)
+    return Work(name, kind, preset, plan.steps, preset.max_completion, 1 + plan.evaluations + len(plan.first) * (kind == "sft"))
 
 
 # --- memory ------------------------------------------------------------------------------------------------------------------
@@ -782,6 +795,8 @@ def arms_of(path: Path, preset: Preset) -> tuple[str, ...]:
     declared = notebooks.declared_parameters(notebooks.read_notebook(path), path.name)
     if path.stem[:2] == "05":
         return ("points_sft", "points_rft_320") if declared.get("live") else ()
+    if path.stem[:2] == "06":
+        return ("sums_prefix",) if declared.get("live") else ()
     live = str(declared.get("live_arms", "")).split()
     if "live_arms" not in declared and path.stem[:2] != "01":
         live = ["sft", "rft"] if path.stem[:2] != "03" else ["sft"]

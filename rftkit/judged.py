@@ -11,14 +11,15 @@ import operator
 import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 
 from rftkit import arms as course
-from rftkit import blends, continual, evals, runs, spectra, two_stage
+from rftkit import blends, continual, evals, parity, predict, runs, spectra, two_stage
 from rftkit.config import UserError
+from rftkit.predict import Point
 from rftkit.runs import RunRecord
 from rftkit.two_stage import ID, OOD
 from rftkit.verdicts import SEEDS, Part, Values, before, combine, every, part, within
@@ -33,7 +34,9 @@ SMALL = 2.0  # points that count as none
 MUCH = 5.0  # points: the line between little and much
 BREAKS = 10.0  # points: a run that lost more was broken (notebook 04)
 SPAN = 3.0  # a kernel bound that stays within this factor has settled (notebook 03)
-SUMS_TARGET, SUMS_LATER = 0.35, 0.6  # accuracies at which forgetting is compared in notebook 06
+SUMS_TARGET, SUMS_LATER = course.SUMS_TARGET, 0.6  # accuracies at which forgetting is compared in notebook 06
+WELL, ALIKE = 0.8, 0.1  # of R^2 in notebook 08: explains forgetting well; explains as much
+NEAR_ORACLE = 3.0  # points (notebook 08)
 
 
 # --- what claims are judged by ------------------------------------------------------------------------------------------------
@@ -41,12 +44,15 @@ SUMS_TARGET, SUMS_LATER = 0.35, 0.6  # accuracies at which forgetting is compare
 
 @dataclass(frozen=True)
 class Given:
-    """Runs, studies of weights (two_stage.study), the accuracy on the jigsaw at which arms are compared, and how FM is read."""
+    """Runs, studies of weights (two_stage.study), the accuracy on the jigsaw at which arms are compared, and how FM is read; points of
+    ParityMNIST with their bases (parity.sweep), and the parity accuracy at which its arms are compared."""
 
     arms: Arms
     studies: Sequence[Study] = ()
     target: float = course.TARGET
     reading: Reading = ("T", "all")
+    points: Sequence[Point] = ()
+    goal: float = parity.TARGET
 
 
 def arms_of(records: Sequence[RunRecord]) -> dict[str, dict[int, RunRecord]]:
@@ -59,7 +65,7 @@ def arms_of(records: Sequence[RunRecord]) -> dict[str, dict[int, RunRecord]]:
         raise UserError(f"Runs of the presets {', '.join(sorted(presets))} share no verdict: judge those of one.")
     for record in (r for r in records if r.status == "done" and r.evals()):
         if record.method.startswith("sums_"):
-            record = from_base(record)
+            record = blends.from_base(record)
             if not record.evals() or record.evals()[-1]["step"] != blends.TINY.steps:
                 continue
         if record.seed in found.setdefault(record.method, {}):
@@ -68,13 +74,6 @@ def arms_of(records: Sequence[RunRecord]) -> dict[str, dict[int, RunRecord]]:
             )
         found[record.method][record.seed] = record
     return found
-
-
-def from_base(record: RunRecord, start: int = blends.TINY.practice) -> RunRecord:
-    """A run of notebook 06 from the practised base on: updates count from there, and so does forgetting."""
-    rows = [row for row in record.metrics if row["step"] > start or (row["step"] == start and row["kind"] == "eval")]
-    samples = [{**s, "step": s["step"] - start} for s in record.samples if s["step"] >= start]
-    return replace(record, metrics=[{**row, "step": row["step"] - start} for row in rows], samples=samples)
 
 
 Measure = Callable[[RunRecord], float | None]
@@ -863,6 +862,78 @@ def remedies(given: Given) -> list[Part]:
     ]
 
 
+# --- 08, RL's Razor on ParityMNIST (2509.04259) ------------------------------------------------------------------------------------
+
+
+def _of_seeds(given: Given, of: Callable[[Sequence[Point]], float]) -> Values:
+    """of(points of all arms, rates and checkpoints of one seed), the base aside."""
+    some: dict[int, list[Point]] = {}
+    for point in given.points:
+        if point.method != parity.BASE:
+            some.setdefault(point.seed, []).append(point)
+    return Values({s: of(of_seed) for s, of_seed in some.items()}, {s: (f"parity-s{s}",) for s in some})
+
+
+def _explained(given: Given, predictor: str) -> Values:
+    """R^2 of a quadratic fit, as in the paper."""
+    return _of_seeds(given, lambda some: predict.explained(some, predictor, degree=2))
+
+
+def _skill(given: Given, predictor: str) -> Values:
+    """Of the same fit on arms that it has not seen: 1 is perfect, 0 no better than the other arms' mean."""
+    return _of_seeds(given, lambda some: predict.left_out(some, predictor, degree=2).skill)
+
+
+def more_lost(given: Given, a: parity.Arm, b: parity.Arm) -> Values:
+    """Points that arm `a` of ParityMNIST loses more than `b` where both reach the goal, at the same rates."""
+    found = parity.more_lost(given.points, a, b, given.goal)
+    without = sorted({p.seed for p in given.points} - found.keys())
+    return Values(found, {s: (f"parity-s{s}",) for s in found}, tuple(f"parity-s{s}" for s in without))
+
+
+def r1(given: Given) -> list[Part]:
+    forward, weights = (_explained(given, name) for name in ("forward", "weights"))
+    return [
+        part(f"R² of forward KL, above {WELL:g}", forward, WELL, form=".2f"),
+        part("R², forward KL minus weight distance", combine(operator.sub, forward, weights), form="+.2f"),
+    ]
+
+
+def r2(given: Given) -> list[Part]:
+    oracle = f"points lost at {given.goal:.0%}, GRPO minus oracle, within {NEAR_ORACLE:g}"
+    return [
+        part(f"points lost at {given.goal:.0%}, one digit minus two", more_lost(given, "one", "two")),
+        part("two digits minus GRPO", more_lost(given, "two", "grpo")),
+        within(oracle, more_lost(given, "grpo", "oracle"), NEAR_ORACLE),
+    ]
+
+
+def r3(given: Given) -> list[Part]:
+    forward, weights = (_skill(given, name) for name in ("forward", "weights"))
+    return [
+        part("skill of forward KL on arms left out, above 0", forward, form=".2f"),
+        part("skill, forward KL minus weight distance", combine(operator.sub, forward, weights), form="+.2f"),
+    ]
+
+
+def r4(given: Given) -> list[Part]:
+    apart = combine(operator.sub, _explained(given, "reverse"), _explained(given, "forward"))
+    return [within(f"R², reverse KL minus forward KL, within {ALIKE:g}", apart, ALIKE, form="+.2f")]
+
+
+def _forgets_as_grpo(given: Given, arm: parity.Arm, label: str) -> list[Part]:
+    says = f"points lost at {given.goal:.0%}, {label} minus GRPO, within {MUCH:g}"
+    return [within(says, more_lost(given, arm, "grpo"), MUCH)]
+
+
+def r5(given: Given) -> list[Part]:
+    return _forgets_as_grpo(given, "reinforce", "REINFORCE with 0 and 1")
+
+
+def r6(given: Given) -> list[Part]:
+    return _forgets_as_grpo(given, "teacher", "labels from GRPO's policy")
+
+
 JUDGES: dict[str, Callable[[Given], list[Part]]] = {
     "P1-C2": p1_c2, "P1-C3": p1_c3, "P1-C4": p1_c4, "P1-C5": p1_c5, "P1-C6": p1_c6, "P1-C7 near": p1_c7_near, "P1-C7 far": p1_c7_far,
     "P1-C8 start": p1_c8_start, "P1-C8 middle": p1_c8_middle, "P1-C8 settles": p1_c8_settles, "P1-C9 order": p1_c9_order,
@@ -872,13 +943,15 @@ JUDGES: dict[str, Callable[[Given], list[Part]]] = {
     "B13": b13, "B14": b14, "F1": f1, "F2": f2, "F3": f3, "F4": f4,
     "A1": a1, "A2": a2, "A3": a3, "A4": a4, "A5": a5, "A6": a6, "A7": a7, "A10": a10,
     "07-rate": rate, "07-updates": updates, "07-self": own_replies, "07-order": other_order, "07-remedies": remedies,
+    "R1": r1, "R2": r2, "R3": r3, "R4": r4, "R5": r5, "R6": r6,
 }  # fmt: skip
 
 
 def judge(
-    name: str, arms: Arms, studies: Sequence[Study] = (), target: float = course.TARGET, reading: Reading = ("T", "all")
-) -> list[Part]:
+    name: str, arms: Arms, studies: Sequence[Study] = (), target: float = course.TARGET, reading: Reading = ("T", "all"),
+    points: Sequence[Point] = (), goal: float = parity.TARGET,
+) -> list[Part]:  # fmt: skip
     """The parts of a claim. Raises UserError for one that no run record decides."""
     if name not in JUDGES:
         raise UserError(f"No run record decides {name!r}: ask for one of {', '.join(JUDGES)}.")
-    return JUDGES[name](Given(arms, studies, target, reading))
+    return JUDGES[name](Given(arms, studies, target, reading, points, goal))

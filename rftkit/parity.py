@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -294,6 +295,7 @@ class Recipe:
 
 
 RATES = (1e-4, 3e-4, 1e-3, 3e-3)
+TARGET = 0.9  # parity accuracy at which arms are compared
 
 
 def policy_loss(
@@ -477,6 +479,17 @@ def at_accuracy(points: Sequence[Point], target: float) -> dict[str, dict[Run, f
     return {
         method: {key: lost for key, path in some.items() if (lost := _lost_at(path, target)) is not None} for method, some in paths.items()
     }  # fmt: skip
+
+
+def more_lost(points: Sequence[Point], a: Arm, b: Arm, target: float = TARGET) -> dict[int, float]:
+    """By seed: points that arm `a` loses more than arm `b` where they reach the target, the mean over the rates at which both do.
+    A seed without such a rate is left out."""
+    lost = at_accuracy(points, target)
+    first, second = (lost.get(f"parity_{arm}", {}) for arm in (a, b))
+    gaps: dict[int, list[float]] = {}
+    for seed, rate in sorted(first.keys() & second.keys()):
+        gaps.setdefault(seed, []).append(first[seed, rate] - second[seed, rate])
+    return {seed: statistics.mean(some) for seed, some in gaps.items()}
 
 
 def _lost_at(path: Sequence[Point], target: float) -> float | None:

@@ -22,12 +22,15 @@ from PIL import Image
 
 from rftkit import (
     continual,
+    drift,
     dynamics,
     estimators,
     evals,
     fisher,
     jigsaw,
+    parity,
     points,
+    predict,
     prefix_rft,
     rif,
     rollouts,
@@ -883,6 +886,99 @@ def two_answer_risk(rng: Rng) -> Question:
     )  # fmt: skip
 
 
+# --- 08: what forgets, and why ----------------------------------------------------------------------------------------------
+
+
+def _shares(rng: Rng, n: int, least: int = 1) -> list[float]:
+    """n probabilities, multiples of a twentieth and at least `least` of them each, no two alike."""
+    while True:
+        counts = least + rng.multinomial(20 - n * least, np.ones(n) / n)
+        if len(set(counts.tolist())) == n:
+            return [int(c) / 20 for c in counts]
+
+
+def two_kls(rng: Rng) -> Question:
+    base, tuned = _shares(rng, 3), _shares(rng, 3)
+    while base == tuned:
+        tuned = _shares(rng, 3)
+    p, q = (torch.tensor(some, dtype=torch.float64).log() for some in (base, tuned))
+    forward, reverse = float(drift.kl(p, q)), float(drift.kl(q, p))
+
+    def terms(a: Sequence[float], b: Sequence[float]) -> str:
+        return " + ".join(f"{x:g} ln({x:g}/{y:g})" for x, y in zip(a, b, strict=True))
+
+    return Question(
+        "two_kls", "08", 1, 5,
+        "A reply is one of three tokens. Their probabilities:\n\n"
+        + _table(["policy", "a", "b", "c"], [["base", *(f"{x:g}" for x in base)], ["tuned", *(f"{x:g}" for x in tuned)]])
+        + "\n\nGive the forward KL, KL(base || tuned), and the reverse KL, KL(tuned || base), in nats. From which of the two policies must replies be sampled to estimate each?",
+        f"Forward {_number(forward, 4)}, reverse {_number(reverse, 4)}; from the base for the forward one, from the tuned policy for the reverse one",
+        f"The one on the left weighs: forward {terms(base, tuned)}; reverse {terms(tuned, base)}. It is also the one to sample from, since a mean over samples weighs by who drew them.",
+        {"base": base, "tuned": tuned}, [forward, reverse],
+    )  # fmt: skip
+
+
+def oracle_distance(rng: Rng) -> Question:
+    base, n_right = _shares(rng, 5), int(rng.choice([2, 3]))
+    logits = torch.tensor(base, dtype=torch.float64).log()[None]
+    allowed = torch.arange(5)[None] < n_right
+    nearest = parity.minimal(logits, allowed)[0, :n_right]
+    chance = sum(base[:n_right])
+    distance = float(drift.kl(parity.minimal(logits, allowed).log(), logits)[0])
+    names = "abcde"
+    return Question(
+        "oracle_distance", "08", 2, 6,
+        f"Of five answers the first {n_right} are right. The base says "
+        + ", ".join(f"{name} with {x:g}" for name, x in zip(names, base, strict=True))
+        + ". Which policy that is never wrong has the least KL(policy || base)? Give its probabilities of the right answers, and that KL in nats. What is its KL(base || policy)?",
+        f"{_numbers(nearest, 3)}; {_number(distance, 3)} nats; infinite",
+        f"Cut the wrong answers off and scale up the rest: divide by {chance:g}, the base's chance to be right. In each term of the KL the ratio of policy and base is then 1/{chance:g}, so the KL is "
+        f"-ln {chance:g}. The base says wrong answers at times and the policy never does, so the other direction is infinite: an oracle is near in reverse KL only.",
+        {"base": base, "right": n_right}, [*nearest.tolist(), distance],
+    )  # fmt: skip
+
+
+def reply_and_token(rng: Rng) -> Question:
+    lengths = [int(n) for n in rng.permutation([1, 2, 4])]
+    kls = [[int(x) / 100 for x in rng.integers(5, 90, n)] for n in lengths]
+    found = drift.summed_up([torch.tensor(k, dtype=torch.float64) for k in kls], [torch.zeros(n) for n in lengths])
+    means = sum(sum(k) / len(k) for k in kls) / len(kls)
+    return Question(
+        "reply_and_token", "08", 2, 4,
+        "Three replies were sampled from the base. At each of their tokens the KL of the next-token distributions was worked out, in nats:\n\n"
+        + _table(["reply", "KL, token by token"], [[i, _numbers(k)] for i, k in enumerate(kls, start=1)])
+        + "\n\nGive the KL in nats a reply and in nats a token. Which of the two is the KL of the policies as distributions over whole replies?",
+        f"{_number(found.reply, 3)} a reply, {_number(found.token, 3)} a token; the first",
+        f"By the chain rule the KL of whole replies is the expected sum over their tokens: {_numbers(map(sum, kls))}, mean {_number(found.reply, 3)}. A token's is all nats over all {sum(lengths)} tokens. "
+        f"The mean of the replies' own means, {_number(means, 3)}, is neither: it lets a token of a short reply weigh more.",
+        {"kls": kls}, [found.reply, found.token],
+    )  # fmt: skip
+
+
+def left_out_skill(rng: Rng) -> Question:
+    low, high = int(rng.integers(1, 4)), int(rng.integers(7, 10))
+    middle = int(rng.integers(low + 1, high))
+    x = [low, middle, high]
+    y = [int(v) for v in (rng.integers(0, 15), rng.integers(5, 50), rng.integers(30, 70))]
+    made = [
+        predict.Point("bench", name, 0, float(b), 0.9, {"kl": float(a)}) for name, a, b in zip("ABC", x, y, strict=True)
+    ]
+    found = predict.left_out(made, "kl")
+    told = [b - found.residuals[f"bench/{name}"] for name, b in zip("ABC", y, strict=True)]
+    others = [(sum(y) - b) / 2 for b in y]
+    return Question(
+        "left_out_skill", "08", 3, 9,
+        "Does KL predict what is forgotten? Three methods, their KL, and the points that they lost:\n\n"
+        + _table(["method", "KL", "points lost"], [[name, a, b] for name, a, b in zip("ABC", x, y, strict=True)])
+        + "\n\nLeave each method out in turn and predict it by the straight line through the other two, read off at its nearer end where the method lies outside of them. Give the three predictions, their "
+        "root mean square error, that of simply naming the mean of the other two, and the skill: 1 - (error / the mean's)^2. What is R² of a line through two points?",
+        f"Predictions {_numbers(told, 1)}; error {_number(found.error)}, the mean's {_number(found.baseline)}, skill {_number(found.skill)}. R² is 1, whatever the points are.",
+        f"A lies below the other two, so it is given B's {y[1]}; C is given B's, too; B lies on the line from A to C. The means of the others are {_numbers(others, 1)}. Skill 0 is no better than naming "
+        "the mean, below 0 is worse: a fit may explain all that it has seen and nothing that it has not.",
+        {"x": x, "y": y}, [*told, found.error, found.baseline, found.skill],
+    )  # fmt: skip
+
+
 # --- sheets ---------------------------------------------------------------------------------------------------------------
 
 BANK: dict[str, tuple[Kind, ...]] = {  # notebook: its kinds
@@ -902,6 +998,7 @@ BANK: dict[str, tuple[Kind, ...]] = {  # notebook: its kinds
         size_matched,
         two_answer_risk,
     ),
+    "08": (two_kls, oracle_distance, reply_and_token, left_out_skill),
 }
 KINDS: tuple[Kind, ...] = tuple(kind for kinds in BANK.values() for kind in kinds)
 

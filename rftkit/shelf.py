@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import transformers
 
-from rftkit import arms, claims, recording, rollouts, runs, two_stage
+from rftkit import arms, claims, guide, recording, rollouts, runs, two_stage
 from rftkit.config import PRESETS, Preset, UserError
 from rftkit.policy import Policy
 from rftkit.runs import RunRecord
@@ -362,11 +362,12 @@ def main(argv: list[str]) -> int:
 
 
 def _write_readme(home: Path) -> None:
-    """Renew the README's tables and figures, one process at a time: each reads the page, changes its part and writes it."""
+    """Renew the README's tables and figures and the guide, one process at a time: each reads a page, changes its part and writes it."""
     while True:
         with held(home, ["readme"]) as ours:
             if ours:
                 arms.write_results()
-                claims.write(arms.ROOT / "README.md", claims.ledger(*claims.load_runs()))
+                claims.write(arms.ROOT / "README.md", claims.recorded())
+                guide.write(arms.ROOT / "course/guide.md", guide.given_of())
                 return
         time.sleep(1)

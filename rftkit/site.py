@@ -373,6 +373,7 @@ def contents(pages: Collection[str], course: str) -> str:
         ],
         "Look up": [
             "Claims and results <course/claims.md>",
+            "Which method for which need <course/guide.md>",
             "What differs from the papers <course/differs.md>",
             "Glossary <course/glossary.md>",
             "References <course/references.md>",

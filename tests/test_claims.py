@@ -11,7 +11,7 @@ from fake_runs import dynamics_row, eval_row, record
 from hypothesis import given as drawn
 from hypothesis import strategies as st
 
-from rftkit import claims, evals, judged, runs, verdicts
+from rftkit import blends, claims, evals, judged, parity, predict, runs, verdicts
 from rftkit.__main__ import main
 from rftkit.config import UserError
 from rftkit.judged import JUDGES, arms_of, judge
@@ -159,6 +159,24 @@ def study(seed, found):
     }
 
 
+def razor(seed, found):
+    """ParityMNIST: points lost at 90 % by arm; the predictors in `by` say them, the others rise from arm to arm, up and down with what is
+    lost."""
+    lost = {"one": 40, "oracle": 5, "two": 42, "grpo": 4, "grpo_kl": 41} | found.get("lost", {})
+    made = [predict.Point("parity", parity.BASE, seed, 0.0, 0.8, {})]
+    for i, (arm, at_goal) in enumerate(lost.items()):
+        for rate, share, where in (("0.001", 1.5, 20), ("0.001", 2, 60), ("0.003", 2.2, 20)):
+            down = share * (at_goal + seed * i / 20)
+            told = {
+                name: down / 10 if name in found.get("by", ()) else float(i)
+                for name in ("forward", "reverse", "weights")
+            }
+            made.append(
+                predict.Point("parity", f"parity_{arm}", seed, down, 0.8 + 0.1 * share, told, f"{rate}, {where}")
+            )
+    return made
+
+
 # --- where each claim must hold, and where it must not ------------------------------------------------------------------------
 
 SFT = {"at": {0: (0.0, 0.0), 20: (0.5, 0.4), 320: (0.8, 0.1)}}
@@ -262,18 +280,26 @@ CASES = {  # claim: (maker, where it holds, where it does not)
     "07-order": (sequence, *more_fm("grpo_b", "sft_b")),
     "07-remedies": (sequence, {"seven_sft": {"fall": 0.5}, "seven_replay": {"fall": 0.3}, "seven_l2": {"fall": 0.3}, "seven_grpo": {}},
                     {"seven_sft": {}, "seven_replay": {"fall": 0.3}, "seven_l2": {"fall": 0.3}, "seven_grpo": {"fall": 0.5}}),
+    "R1": (razor, {"by": ("forward",)}, {"by": ("weights",)}),
+    "R2": (razor, {"lost": {"one": 40, "two": 20, "grpo": 10, "oracle": 9}}, {"lost": {"one": 10, "two": 20, "grpo": 30, "oracle": 5}}),
+    "R3": (razor, {"by": ("forward",)}, {"by": ("weights",)}),
+    "R4": (razor, {"by": ("forward", "reverse")}, {"by": ("reverse",)}),
+    "R5": (razor, {"lost": {"reinforce": 6}}, {"lost": {"reinforce": 30}}),
+    "R6": (razor, {"lost": {"teacher": 6}}, {"lost": {"teacher": 30}}),
 }  # fmt: skip
 
 
 def given(name, of_seed):
-    """(arms, studies) of a claim: seed -> 1 where it holds, 2 where it does not."""
+    """What a claim is judged by: seed -> 1 where it holds, 2 where it does not."""
     maker = CASES[name][0]
     if maker is study:
-        return {}, [study(seed, CASES[name][which]) for seed, which in of_seed.items()]
+        return {"arms": {}, "studies": [study(seed, CASES[name][which]) for seed, which in of_seed.items()]}
+    if maker is razor:
+        return {"arms": {}, "points": [p for seed, which in of_seed.items() for p in razor(seed, CASES[name][which])]}
     made = [
         maker(method, seed, found) for seed, which in of_seed.items() for method, found in CASES[name][which].items()
     ]
-    return arms_of(made), []
+    return {"arms": arms_of(made)}
 
 
 every_claim = pytest.mark.parametrize("name", CASES)
@@ -285,7 +311,7 @@ def test_each_rule_has_its_case():
 
 @every_claim
 def test_it_holds_where_every_part_does(name):
-    parts = judge(name, *given(name, dict.fromkeys(SEEDS, 1)))
+    parts = judge(name, **given(name, dict.fromkeys(SEEDS, 1)))
     assert [p.text for p in parts if p.verdict != "yes"] == []
     assert (verdicts.standing(parts), verdicts.word(parts)) == ("holds", "reproduced")
     assert all(p.seeds == SEEDS and p.runs and not p.values.missed for p in parts)
@@ -293,7 +319,7 @@ def test_it_holds_where_every_part_does(name):
 
 @every_claim
 def test_it_does_not_hold_where_no_part_does(name):
-    parts = judge(name, *given(name, dict.fromkeys(SEEDS, 2)))
+    parts = judge(name, **given(name, dict.fromkeys(SEEDS, 2)))
     assert [p.text for p in parts if p.verdict == "yes"] == []
     assert verdicts.standing(parts) == "does not hold"
     assert verdicts.word(parts) == ("contradicted" if any(p.opposed for p in parts) else "not at this scale")
@@ -301,13 +327,13 @@ def test_it_does_not_hold_where_no_part_does(name):
 
 @every_claim
 def test_two_seeds_decide_nothing(name):
-    parts = judge(name, *given(name, {0: 1, 1: 1}))
+    parts = judge(name, **given(name, {0: 1, 1: 1}))
     assert {p.verdict for p in parts} == {"open"} and verdicts.standing(parts) == "open"
 
 
 @every_claim
 def test_a_seed_that_says_the_contrary_leaves_it_open(name):
-    parts = judge(name, *given(name, {0: 1, 1: 2, 2: 1}))
+    parts = judge(name, **given(name, {0: 1, 1: 2, 2: 1}))
     single = ("P1-C2", "P1-C3", "P1-C8 settles", "P1-C9 order")  # where each run counts, one is enough for a no
     assert all(p.verdict == "open" for p in parts) or name in single
     assert not all(p.verdict == "yes" for p in parts)
@@ -406,20 +432,32 @@ def test_a_run_that_missed_the_matched_accuracy_cannot_enter():
 
 
 def test_the_target_and_the_reading_of_fm_may_be_others():
-    arms, _ = given("P1-C4", dict.fromkeys(SEEDS, 1))
+    arms = given("P1-C4", dict.fromkeys(SEEDS, 1))["arms"]
     assert "at 25%" in judge("P1-C4", arms, target=0.25)[0].text
     low, high = (judge("P1-C4", arms, target=t)[0].interval.mean for t in (0.25, 0.5))
     assert low == pytest.approx(high / 2)
-    arms, _ = given("A1", dict.fromkeys(SEEDS, 1))
+    arms = given("A1", dict.fromkeys(SEEDS, 1))["arms"]
     first, second = (judge("A1", arms, reading=(normaliser, "all"))[0].interval.mean for normaliser in ("T", "T-1"))
     assert second == pytest.approx(1.5 * first)
+
+
+def test_on_paritymnist_arms_are_compared_at_the_goal_and_a_seed_that_misses_it_cannot_enter():
+    points = given("R5", dict.fromkeys(range(4), 1))["points"]
+    (found,) = judge("R5", {}, points=points)
+    assert found.seeds == (0, 1, 2, 3) and found.runs == tuple(f"parity-s{s}" for s in range(4))
+    assert found.values.of[2] == pytest.approx(6 + 2 * 5 / 20 - (4 + 2 * 3 / 20))
+    (nearer,) = judge("R5", {}, points=points, goal=0.85)
+    assert nearer.interval.mean == pytest.approx(found.interval.mean / 2) and "at 85%" in nearer.says
+    lame = [replace(p, gained=0.8) if (p.seed, p.method) == (1, "parity_reinforce") else p for p in points]
+    (rest,) = judge("R5", {}, points=lame)
+    assert rest.seeds == (0, 2, 3) and rest.values.missed == ("parity-s1",)
 
 
 def test_unfinished_runs_and_short_ones_stay_out():
     whole = summed("sums_prefix", 0, {})
     short = replace(whole, seed=1, metrics=whole.metrics[:-1])
     assert arms_of([whole, short, replace(whole, seed=2, status="running")]) == {
-        "sums_prefix": {0: judged.from_base(whole)}
+        "sums_prefix": {0: blends.from_base(whole)}
     }
 
 
@@ -439,7 +477,7 @@ def test_runs_that_cannot_be_judged_together_are_refused():
 # --- the texts ------------------------------------------------------------------------------------------------------------------
 
 IDS = [*(f"P1-C{i}" for i in range(1, 14)), *(f"P2-C{i}" for i in range(1, 10)), *(f"H{i}" for i in range(1, 11)), "C1",
-       *(f"B{i}" for i in range(1, 15)), *(f"F{i}" for i in range(1, 5)), *(f"A{i}" for i in range(1, 11))]  # fmt: skip
+       *(f"B{i}" for i in range(1, 15)), *(f"F{i}" for i in range(1, 5)), *(f"A{i}" for i in range(1, 11)), *(f"R{i}" for i in range(1, 7))]  # fmt: skip
 RAW = claims._texts()
 CONTROLS = {name for name in JUDGES if name[0].isdigit()}
 
@@ -483,7 +521,7 @@ def test_no_number_of_ours_is_typed():
 
 @pytest.fixture(scope="module")
 def recorded():
-    return claims.ledger(*claims.load_runs())
+    return claims.recorded()
 
 
 def test_nothing_passes_on_fewer_than_three_seeds(recorded):
@@ -588,7 +626,7 @@ def test_a_notebook_names_the_runs_that_have_no_value():
 
 
 def test_the_ledger_takes_another_target():
-    arms, _ = given("P1-C4", dict.fromkeys(SEEDS, 1))
+    arms = given("P1-C4", dict.fromkeys(SEEDS, 1))["arms"]
     at_half, at_quarter = (
         next(line for line in claims.ledger(arms, only="02", target=t) if line.claim.id == "P1-C4") for t in (0.5, 0.25)
     )

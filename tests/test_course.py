@@ -41,9 +41,9 @@ def slides(page):
     return re.split(r"^---$", prose(page.read_text()), flags=re.M)
 
 
-def test_there_is_a_note_and_a_deck_for_each_notebook_up_to_seven():
-    wanted = [f"0{i}.md" for i in range(1, 8)]
-    assert [path.name for path in NOTES][:7] == wanted == [path.name for path in DECKS][:7]
+def test_there_is_a_note_and_a_deck_for_each_notebook():
+    wanted = [f"{number}.md" for number in sorted(NOTEBOOKS)]
+    assert [path.name for path in NOTES] == wanted == [path.name for path in DECKS] and len(wanted) == 8
 
 
 def test_every_page_is_linked():

@@ -223,5 +223,28 @@ def test_matched_accuracy_by_hand():
     }
 
 
+def test_arms_are_compared_at_the_rates_that_both_get_there_with():
+    def path(arm, seed, rate, lost, gained=1.0):
+        return Point("parity", f"parity_{arm}", seed, 2 * lost, gained, {}, f"{rate}, 20")
+
+    points = [Point("parity", parity.BASE, seed, 0.0, 0.8, {}) for seed in (0, 1, 2)]
+    points += [
+        path("one", 0, "0.001", 30.0),
+        path("one", 0, "0.003", 50.0),
+        path("one", 1, "0.001", 20.0),
+        path("one", 2, "0.003", 9.0),
+    ]
+    points += [
+        path("two", 0, "0.001", 20.0),
+        path("two", 0, "0.003", 60.0, gained=0.85),
+        path("two", 1, "0.001", 24.0),
+        path("two", 2, "0.001", 1.0),
+    ]
+    assert parity.more_lost(points, "one", "two") == pytest.approx({0: 10.0, 1: -4.0})  # of seed 2 no rate is common
+    assert parity.more_lost(points, "two", "one") == pytest.approx({0: -10.0, 1: 4.0})
+    assert parity.more_lost(points, "one", "two", target=0.84)[0] == pytest.approx((12.0 - 8.0 + 20.0 - 96.0) / 2)
+    assert parity.more_lost(points, "one", "grpo") == {}
+
+
 def test_every_arm_has_a_look():
     assert {f"parity_{arm}" for arm in parity.ARMS} == set(plots.COMPANY[-1])

@@ -278,6 +278,40 @@ def risks(q):
     return [gold, variance, gold * variance, exact, ((1 - p) ** 3 + p**3) / (1 - p) ** 2]
 
 
+def divergences(q):
+    def one(p, r):
+        return sum(a * (math.log(a) - math.log(b)) for a, b in zip(p, r, strict=True))
+
+    return [one(q.given["base"], q.given["tuned"]), one(q.given["tuned"], q.given["base"])]
+
+
+def nearest_oracle(q):
+    """No other policy that is never wrong comes as near, tried on a grid."""
+    some = q.given["base"][: q.given["right"]]
+    told, least = q.value[:-1], q.value[-1]
+    grid = [w for w in itertools.product(range(1, 40), repeat=len(some)) if sum(w) == 40]
+    others_ = [sum(a / 40 * math.log(a / 40 / b) for a, b in zip(w, some, strict=True)) for w in grid]
+    assert min(others_) >= least - 1e-9
+    assert least == pytest.approx(sum(a * math.log(a / b) for a, b in zip(told, some, strict=True)))
+    return [*(x / sum(some) for x in some), math.log(1 / sum(some))]
+
+
+def nats(q):
+    all_tokens = list(itertools.chain(*q.given["kls"]))
+    return [sum(all_tokens) / len(q.given["kls"]), mean(all_tokens)]
+
+
+def without_each(q):
+    (a, b, c), (ya, yb, yc) = q.given["x"], q.given["y"]
+    told = [yb, ya + (yc - ya) * (b - a) / (c - a), yb]
+    mean_of_others = [(yb + yc) / 2, (ya + yc) / 2, (ya + yb) / 2]
+
+    def off(said):
+        return math.sqrt(mean((y - s) ** 2 for y, s in zip((ya, yb, yc), said, strict=True)))
+
+    return [*told, off(told), off(mean_of_others), 1 - off(told) ** 2 / off(mean_of_others) ** 2]
+
+
 AGAIN = {
     "read_letters": letters, "other_convention": inverse, "mixed_up": fixed_twice, "blind_guess": guessed,
     "jigsaw_rewards": paid_each, "best_paid": best_paid, "grpo_group": standardised, "binary_group": of_two_values,
@@ -287,7 +321,8 @@ AGAIN = {
     "swap_lengths": root, "prefix_drawn": scheduled, "prefix_weight": of_prefix, "top_fifth": three_highest,
     "pass_at_k": drawn_without, "forgetting_measure": forgotten, "leave_one_out": others, "four_readings": read_four_ways,
     "gain_beside_fm": learnt_and_lost, "form_only_group": of_form, "keep_rule": tried, "size_matched": same_number_and_passes,
-    "two_answer_risk": risks,
+    "two_answer_risk": risks, "two_kls": divergences, "oracle_distance": nearest_oracle, "reply_and_token": nats,
+    "left_out_skill": without_each,
 }  # fmt: skip
 
 
