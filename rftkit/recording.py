@@ -6,6 +6,7 @@ import contextlib
 import copy
 import hashlib
 import json
+import logging
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +23,9 @@ from transformers import PrinterCallback, TrainerCallback
 from rftkit import evals, hub, jigsaw, policy, runs
 from rftkit.config import Preset, UserError
 from rftkit.tasks import Row
+
+# Rows that are drawn when asked for have nothing to cache by, of which `datasets` would warn in every notebook.
+logging.getLogger("datasets.fingerprint").addFilter(lambda said: "couldn't be hashed" not in said.getMessage())
 
 EVAL_SEED = 9_000  # held-out rows are the same for every run, so that arms are compared on the same questions
 
