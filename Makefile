@@ -28,6 +28,7 @@ help:
 run: setup
 	$(BIN)/python -m rftkit run
 	@$(BIN)/python -m rftkit claims
+	@echo "Pages: build/html (RFTKIT_HOME sets another folder); above, what became of each claim."
 
 test: setup $(VERL_STAMP)
 	$(BIN)/ruff check .
@@ -78,7 +79,7 @@ $(STAMP): requirements.txt pyproject.toml
 
 # Beside the environment, not in it: only a test reads verl's configuration, in a process of its own, and is skipped without
 $(VERL_STAMP): course/locks/verl.txt $(STAMP)
-	@$(BIN)/python -m pip install --quiet --no-deps --require-hashes --upgrade --target $(VENV)/verl -r $< && touch $@ || \
+	@$(BIN)/python -m pip install --quiet --retries 1 --timeout 10 --no-deps --require-hashes --upgrade --target $(VENV)/verl -r $< && touch $@ || \
 		echo "verl could not be fetched: the test that its configuration is read will be skipped." >&2
 
 $(SITE_STAMP): course/locks/site.txt $(STAMP)

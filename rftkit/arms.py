@@ -356,7 +356,7 @@ def _sums() -> list[str]:
 def _points_of(shares: Sequence[float]) -> str:
     if len(shares) < 2:
         return f"{100 * shares[0]:.1f}" if shares else "-"
-    mean, low, high = t_interval([100 * share for share in shares])
+    mean, low, high = (round(x, 1) + 0.0 for x in t_interval([100 * share for share in shares]))  # no -0.0
     return f"{mean:.1f} ({low:.1f} to {high:.1f})"
 
 

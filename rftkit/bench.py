@@ -39,8 +39,9 @@ MOST_PREFIX = 1.25  # what a Prefix-RFT step may cost, in RFT steps
 PROC = Path("/proc/self")  # Linux alone says how much memory a process used at most; elsewhere the table says nan
 
 
-class PlainTrainer(GRPOTrainer):
-    """TRL's trainer as it comes, but for the seed of its rollouts, which is the kit's, so that both sample the same."""
+class PlainTrainer(rft.SampledTrainer):
+    """TRL's trainer as it comes, but for the seed of its rollouts, which is the kit's, so that both sample the same, and for the
+    tokens that are never sampled, which have no share in the loss."""
 
     def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
         with torch.random.fork_rng():

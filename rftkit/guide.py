@@ -81,7 +81,7 @@ ADVICE = (
     Advice("one wording of the prompt", "many wordings", "the one", CARDS, _claim("C1", "end, many wordings minus one")),
     Advice("demonstrations and a verifier", "Prefix-RFT", "SFT", SUMS, _claim("F1", f"points lost at {judged.SUMS_TARGET:.0%}")),
     Advice(
-        "a choice of demonstrations", "those in the style it knows", "others as right", SUMS,
+        "a choice of demonstrations", "those in the style it knows", "as right ones in foreign words", SUMS,
         _claim("F3", f"points lost at {judged.SUMS_TARGET:.0%}, foreign"),
     ),
     Advice("tasks one after another, a verifier", "GRPO", "SFT at RFT's rate", SEVEN, _claim("07-rate", "FM, GRPO minus SFT")),

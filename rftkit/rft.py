@@ -4,14 +4,17 @@ All of GRPO (sampling schedule, advantages, clipped loss, KL, reference model) i
 work: the G rollouts of a group share their prompt, so the prompt is processed once a group, in generation and in the loss, and
 its keys and values are handed to the G continuations. The gradient flows back through the shared prompt, so nothing is
 approximated; `tests/test_rft.py` holds losses and gradients against plain TRL's.
+
+And one mismatch of TRL's is mended: it never samples image tokens, but its loss gives them a share of the probability.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -71,7 +74,40 @@ class Practice:
 # --- the trainer -----------------------------------------------------------------------------------------------------------
 
 
-class RFTTrainer(GRPOTrainer):
+@contextlib.contextmanager
+def without_tokens(model: Any, ids: Sequence[int]) -> Iterator[None]:
+    """The model with a probability of 0 for these tokens, by a bias of its head."""
+    head, size = model.get_output_embeddings(), model.config.get_text_config().vocab_size
+    bias = torch.zeros(size, dtype=head.weight.dtype, device=head.weight.device)
+    bias[list(ids)] = -1e4  # finite in float16 as well: 0 times infinity would be no entropy
+    before, head.bias = head.bias, torch.nn.Parameter(bias, requires_grad=False)
+    try:
+        yield
+    finally:
+        head.bias = before
+
+
+class SampledTrainer(GRPOTrainer):
+    """GRPOTrainer whose log-probabilities are those of the policy that is sampled.
+
+    TRL suppresses image tokens when it samples, and not in the loss. There the expected gradient of log pi over samples is that of
+    log(1 - p), p the probability of those tokens, and not 0: wherever the advantages of the sampled tokens sum below 0, as they do
+    when the rest is a demonstration's, p grows without bound and no reward ever sees it.
+    """
+
+    generation_config: Any
+
+    def _get_per_token_logps_and_entropies(self, model: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.use_vllm or not self.generation_config.suppress_tokens:
+            return self._log_probs(model, *args, **kwargs)
+        with without_tokens(self.accelerator.unwrap_model(model), self.generation_config.suppress_tokens):
+            return self._log_probs(model, *args, **kwargs)
+
+    def _log_probs(self, model: Any, *args: Any, **kwargs: Any) -> Any:
+        return super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
+
+
+class RFTTrainer(SampledTrainer):
     """GRPOTrainer that reads a group's prompt once. Falls back to plain TRL where that cannot be done: with vLLM, several processes
     or tools, and in the loss with gradient checkpointing, which has no cache to share (generation does not checkpoint)."""
 
@@ -191,7 +227,7 @@ class RFTTrainer(GRPOTrainer):
             completions.append(row[: int(ends[0]) + 1 if len(ends) else len(row)].tolist())
         return completions, None
 
-    def _get_per_token_logps_and_entropies(
+    def _log_probs(
         self, model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, logits_to_keep: int,
         batch_size: int | None = None, compute_entropy: bool = False, compute_aux_loss: bool = False, **fields: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:  # fmt: skip
@@ -203,7 +239,7 @@ class RFTTrainer(GRPOTrainer):
             or compute_aux_loss
             or (batch_size or len(input_ids)) < len(input_ids)  # TRL reads a large batch in pieces to save memory
         ):
-            return super()._get_per_token_logps_and_entropies(
+            return super()._log_probs(
                 model,
                 input_ids,
                 attention_mask,

@@ -82,10 +82,44 @@ def test_text_prompts_of_different_lengths_are_read_where_they_stand(small_prese
         logps = made._get_per_token_logps_and_entropies(made.model, ids, mask, ids.shape[1] - width)[0]
         for row, seen, said in zip(ids, mask.bool(), logps, strict=True):
             alone = made.model(input_ids=row[seen][None]).logits[0, :-1]
+            alone[:, made.generation_config.suppress_tokens] = -torch.inf
             n = int(seen[width:].sum())
             expected = alone.log_softmax(-1).gather(-1, row[seen][1:, None])[-n:, 0]
             torch.testing.assert_close(said[:n], expected, atol=1e-4, rtol=1e-4)
-            torch.testing.assert_close(alike[tuple(row.tolist())][:n], alone[-n:], atol=1e-4, rtol=1e-4)
+            drawn = alike[tuple(row.tolist())][:n]
+            drawn[:, made.generation_config.suppress_tokens] = -torch.inf  # these are the logits before that
+            torch.testing.assert_close(drawn, alone[-n:], atol=1e-4, rtol=1e-4)
+
+
+def test_the_loss_knows_the_policy_that_is_sampled(small_preset, tmp_path):
+    """Tokens that the sampler suppresses have no share in it: over all that can be drawn first, probabilities sum to 1, and what all
+    rollouts weigh alike teaches nothing. TRL's own loss fails both."""
+    for cls in (rft.RFTTrainer, bench.PlainTrainer):
+        made = trainer(cls, small_preset, tmp_path)
+        never = made.generation_config.suppress_tokens
+        with torch.no_grad():  # as probable as it became in runs whose weights do not sum to 0
+            made.model.get_output_embeddings().weight[never] = 3 * made.model.get_output_embeddings().weight.mean(0)
+        inputs = made._prepare_inputs(next(iter(made.get_train_dataloader())))
+        width, size = inputs["prompt_ids"].shape[1], made.model.config.get_text_config().vocab_size
+        row = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1)[:1, : width + 1]
+        keys = ("pixel_values", "image_grid_thw")
+        fields = {k: inputs[k] for k in keys} | {"num_images": [1]}
+        fields["pixel_values"] = fields["pixel_values"][: int(fields["image_grid_thw"][0].prod())]
+        fields["image_grid_thw"] = fields["image_grid_thw"][:1]
+        fields["mm_token_type_ids"] = torch.nn.functional.pad(inputs["mm_token_type_ids"][:1, :width], (0, 1))
+        made._group = torch.zeros(1, dtype=torch.long)
+
+        def sums(read, made=made, row=row, fields=fields, size=size, never=never):
+            total = 0.0
+            for token in (t for t in range(size) if t not in never):
+                row[0, -1] = token
+                total += read(made.model, row, torch.ones_like(row), 1, **fields)[0].exp().item()
+            return total
+
+        with torch.no_grad():
+            assert sums(made._get_per_token_logps_and_entropies) == pytest.approx(1, abs=1e-4)
+            assert sums(made._log_probs) < 0.999  # as TRL has it
+        assert made.model.get_output_embeddings().bias is None
 
 
 def test_an_unfrozen_tower_gets_the_same_gradient(small_preset, tmp_path):
