@@ -25,6 +25,7 @@ import torch
 from peft import PeftModel
 from transformers import DynamicCache
 from transformers.generation import LogitsProcessorList
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from trl import GRPOConfig, GRPOTrainer
 from trl.models.utils import unwrap_model_for_generation
 from trl.trainer.utils import split_pixel_values_by_grid, split_tensor_dict, unsplit_pixel_values_by_grid
@@ -98,7 +99,8 @@ class SampledTrainer(GRPOTrainer):
     generation_config: Any
 
     def _get_per_token_logps_and_entropies(self, model: Any, *args: Any, **kwargs: Any) -> Any:
-        if self.use_vllm or not self.generation_config.suppress_tokens:
+        # vLLM suppresses nothing, and ZeRO-3 gathers only what it has partitioned itself
+        if self.use_vllm or is_deepspeed_zero3_enabled() or not self.generation_config.suppress_tokens:
             return self._log_probs(model, *args, **kwargs)
         with without_tokens(self.accelerator.unwrap_model(model), self.generation_config.suppress_tokens):
             return self._log_probs(model, *args, **kwargs)
