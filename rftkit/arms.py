@@ -289,19 +289,28 @@ TARGET = 0.5  # exact accuracy at which arms are compared
 SUMS_TARGET = 0.35  # of the sums, in notebook 06: RFT alone does not reach a half
 
 
+def summary() -> str:
+    """What the README shows, as Markdown: the main table and the main figure of notebook 02."""
+    first = recorded(NOTEBOOK_02)
+    return "\n".join([*_table(first), "", "![" + alt_text(_figure(first)) + "](course/figures/sft_vs_rft.png)"])
+
+
 def results() -> str:
-    """The results as Markdown: every arm at matched accuracy, with t intervals over seeds, and the drop probe by probe."""
+    """The results of all notebooks as Markdown: every arm at matched accuracy, with t intervals over seeds, and the drop probe by probe."""
     first, data = recorded(NOTEBOOK_02), recorded(NOTEBOOK_04)
     sweep = recorded(tuple(arm for arm in ARMS if arm.startswith(("sft_x", "sft_rollouts_x"))))
     return "\n".join([
-        *_table(first), "", *_by_probe(first), "", "![" + alt_text(_figure(first)) + "](course/figures/sft_vs_rft.png)", "",
-        "Other data under one algorithm and one learning rate, RFT's own aside (notebook 04; own rollouts begin from a policy that "
-        "RFT trained first, whose updates count):", "",
-        *_table(data), "", "![" + alt_text(matched_drop(runs.matched_table(data, TARGET))) + "](course/figures/rollout_sft.png)", "",
+        "## SFT and RFT on the jigsaw (notebook 02)", "",
+        *_table(first), "", *_by_probe(first), "", "![" + alt_text(_figure(first)) + "](figures/sft_vs_rft.png)", "",
+        "## Other data (notebook 04)", "",
+        "One algorithm and one learning rate, RFT's own aside; own rollouts begin from a policy that RFT trained first, whose updates count.", "",
+        *_table(data), "", "![" + alt_text(matched_drop(runs.matched_table(data, TARGET))) + "](figures/rollout_sft.png)", "",
         "And at other learning rates, as multiples of SFT's own:", "", *_table(sweep), "",
-        "GeneralPoints (notebook 05), share of hands solved at the first attempt, in distribution (J, Q, K count as 10) and out of it (11, 12, "
+        "## GeneralPoints (notebook 05)", "",
+        "Share of hands solved at the first attempt, in distribution (J, Q, K count as 10) and out of it (11, 12,\n"
         "13, and a face card in every hand); mean over seeds with its t interval of 95 %:", "", *_points(), "",
-        f"Sums of three to five terms (notebook 06), all arms from one practised base, {blends.TINY.steps} updates at one rate: share right at the end; points of the "
+        "## Sums of three to five terms (notebook 06)", "",
+        f"All arms from one practised base, {blends.TINY.steps} updates at one rate: share right at the end; points of the\n"
         f"prior lost since that base, at the end and where {SUMS_TARGET:.0%} of the sums are right (of the runs that got there):", "", *_sums(),
     ])  # fmt: skip
 
@@ -428,11 +437,11 @@ def recorded(methods: Sequence[str]) -> list[runs.RunRecord]:
 
 
 def write_results() -> None:
-    """Renew the README's tables and figures from the recorded runs."""
+    """Renew the tables and figures of the README and of course/results.md from the recorded runs."""
     folder = ROOT / "course" / "figures"
     folder.mkdir(parents=True, exist_ok=True)
     _figure(recorded(NOTEBOOK_02)).savefig(folder / "sft_vs_rft.png", dpi=150, transparent=True)
     matched_drop(runs.matched_table(recorded(NOTEBOOK_04), TARGET)).savefig(folder / "rollout_sft.png", dpi=150, transparent=True)
-    readme = ROOT / "README.md"
-    head, _, rest = readme.read_text(encoding="utf-8").partition(BEGIN)
-    runs.write_whole(readme, head + BEGIN + "\n\n" + results() + "\n\n" + END + rest.partition(END)[2])
+    for page, text in ((ROOT / "README.md", summary()), (ROOT / "course" / "results.md", results())):
+        head, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
+        runs.write_whole(page, head + BEGIN + "\n\n" + text + "\n\n" + END + rest.partition(END)[2])

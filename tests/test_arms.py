@@ -4,10 +4,10 @@ from rftkit import arms, blends, recording, runs, shelf, two_stage
 from rftkit.config import UserError, get_preset
 
 
-def test_the_readme_shows_what_the_recorded_runs_say():
-    readme = (arms.ROOT / "README.md").read_text()
-    shown = readme.partition(arms.BEGIN)[2].partition(arms.END)[0].strip()
-    assert shown == arms.results()
+@pytest.mark.parametrize(("page", "text"), [("README.md", arms.summary), ("course/results.md", arms.results)])
+def test_pages_show_what_the_recorded_runs_say(page, text):
+    shown = (arms.ROOT / page).read_text().partition(arms.BEGIN)[2].partition(arms.END)[0].strip()
+    assert shown == text(), "run `python -m rftkit record`"
 
 
 def test_every_arm_is_recorded_with_three_seeds_and_the_settings_of_today():

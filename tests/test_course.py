@@ -70,7 +70,8 @@ def test_notebooks_and_commands_that_are_named_exist(page):
 
 @pages
 def test_lines_are_not_too_long(page):
-    assert [line[:60] for line in page.read_text().splitlines() if len(line) > 200] == []
+    lines = page.read_text().splitlines()
+    assert [line[:60] for line in lines if len(line) > 200 and not line.startswith("![")] == []  # an image's text is one line
 
 
 @pages
