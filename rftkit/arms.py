@@ -354,10 +354,11 @@ def _sums() -> list[str]:
         five = [e["levels"]["5"]["correct"] / sum(e["levels"]["5"].values()) for e in ends]
         lost = [r.evals()[0]["prior_mean"] - e["prior_mean"] for r, e in zip(some, ends, strict=True)]
         way = [m["drop"] / 100 for r in some if (m := runs.at_matched(r, SUMS_TARGET))]
+        lost_on_the_way = "its SFT's" if name == "sums_sft_rft" else _points_of(way)  # there SFT has not ended yet
         seen = ", ".join(str(r.seed) for r in some)
         lines.append(
             f"| {blends.LABELS[name]} | {seen} | {_percent([e['new_exact'] for e in ends])} | {_percent(five)} | {_points_of(lost)} "
-            f"| {_points_of(way)} | {len(way)} of {len(some)} |"
+            f"| {lost_on_the_way} | {len(way)} of {len(some)} |"
         )
     return lines
 

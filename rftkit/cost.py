@@ -771,9 +771,17 @@ def _minutes(works: Sequence[Work], preset: Preset) -> str:
 def recorded_seconds(work: Work) -> float | None:
     """Seconds of the arm's updates at the pace of its recorded runs; None where there is none."""
     paths = runs.RECORDED_DIR.glob(f"{work.preset.name}-{work.name}-s*.json")
-    last = [r.evals()[-1] for r in map(runs.load_record, paths) if r.status == "done"]
-    done = sum(row["step"] for row in last)
-    return work.steps * sum(row["seconds"] for row in last) / done if done else None
+    own = [_own_updates(r) for r in map(runs.load_record, paths) if r.status == "done"]
+    done = sum(updates for updates, _ in own)
+    return work.steps * sum(seconds for _, seconds in own) / done if done else None
+
+
+def _own_updates(record: runs.RunRecord) -> tuple[float, float]:
+    """Updates and seconds of the run itself, without those of the run that it goes on from."""
+    rows = record.evals()
+    last, begun = rows[-1], rows[-1]["step"] - record.config.get("steps", rows[-1]["step"])
+    before = [row["seconds"] for row in rows if row["step"] <= begun]
+    return last["step"] - begun, last["seconds"] - (before[-1] if before else 0.0)
 
 
 # --- the command -------------------------------------------------------------------------------------------------------------------
@@ -823,7 +831,8 @@ def main(argv: list[str]) -> int:
     )
     print(found.text())
     if plan.minutes is not None:
-        print(f"\nMeasured: about {plan.minutes:g} minutes.")
+        where = " on two free cores, up to twice that beside other work" if preset.device == "cpu" else ""
+        print(f"\nMeasured: about {plan.minutes:g} minutes{where}.")
     if args.memory is not None or preset.device == "cpu" or torch.cuda.is_available():
         room = args.memory * GB if args.memory is not None else memory_here(preset)
         print("\n" + (found.refusal(room) or f"It fits into {room / GB:.1f} GB."))

@@ -92,8 +92,8 @@ def test_text_prompts_of_different_lengths_are_read_where_they_stand(small_prese
 
 
 def test_the_loss_knows_the_policy_that_is_sampled(small_preset, tmp_path):
-    """Tokens that the sampler suppresses have no share in it: over all that can be drawn first, probabilities sum to 1, and what all
-    rollouts weigh alike teaches nothing. TRL's own loss fails both."""
+    """Tokens that the sampler suppresses have no share in it: over all that can be drawn first, probabilities sum to 1. In TRL's own
+    loss they sum to less, so that the expected gradient of log pi is not 0."""
     for cls in (rft.RFTTrainer, bench.PlainTrainer):
         made = trainer(cls, small_preset, tmp_path)
         never = made.generation_config.suppress_tokens
