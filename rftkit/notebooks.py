@@ -1,12 +1,13 @@
 """Runs the notebooks with papermill, in the interpreter that runs us, and writes an HTML page of each.
 
-Needs the `course` extra (papermill, nbformat, nbconvert, ipykernel); they are imported where they are used.
+Needs the `course` extra (papermill, nbformat, nbconvert, ipykernel, math-core); they are imported where they are used.
 """
 
 from __future__ import annotations
 
 import ast
 import contextlib
+import html
 import os
 import tempfile
 import time
@@ -25,6 +26,15 @@ KINDS = {bool: "true or false", int: "a whole number", float: "a number", type(N
 
 # The tiny tier needs no network: say so to the Hub client, and keep TRL's and the Hub's telemetry quiet.
 OFFLINE = {"CI": "1", "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+
+# nbconvert's page without the scripts that it would load from other hosts: require.js, widgets, MathJax, Mermaid. We need none.
+PAGE = """{% extends "index.html.j2" %}
+{% block html_head_js %}{% endblock %}
+{% block jupyter_widgets %}{% endblock %}
+{% block html_head_js_mathjax %}{% endblock %}
+{% block html_head_js_mermaidjs %}{% endblock %}
+{% block html_head_css %}<style>.formula { display: block; overflow: auto hidden; padding: 0.25rem 0; }</style>{% endblock %}
+"""
 
 
 @dataclass(frozen=True)
@@ -194,12 +204,42 @@ def _source_cell(path: Path, executed_index: int) -> int:
 
 
 def write_html(notebook: Any, path: Path, folder: Path) -> None:
-    """Write one self-contained page; images that the notebook names relative to `folder` are embedded."""
+    """Write one self-contained page, without scripts; images that the notebook names relative to `folder` are embedded."""
     from nbconvert import HTMLExporter
 
-    exporter = HTMLExporter(embed_images=True, require_js_url="")  # no figure of ours needs require.js
+    exporter = HTMLExporter(embed_images=True, raw_template=PAGE)
+    exporter.register_filter("markdown2html", _markdown_filter())
     page, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": _title(notebook), "path": str(folder)}})
-    path.write_text(page.replace('<script src=""></script>', ""), encoding="utf-8")
+    path.write_text(page, encoding="utf-8")
+
+
+def _markdown_filter() -> Any:
+    """nbconvert's filter from Markdown to HTML, but for formulas: they become MathML, which browsers set without a script."""
+    from jinja2 import pass_context
+    from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
+
+    @pass_context
+    def to_html(context: Any, source: str) -> str:
+        attachments = context.get("cell", {}).get("attachments", {})
+        folder = context["resources"]["metadata"]["path"]
+        renderer = IPythonRenderer(escape=False, attachments=attachments, embed_images=True, path=folder)
+        renderer.inline_math = lambda body: mathml(body, block=False)
+        renderer.block_math = lambda body: mathml(body, block=True)
+        renderer.latex_environment = lambda name, body: mathml(rf"\begin{{{name}}}{body}\end{{{name}}}", block=True)
+        return MarkdownWithMath(renderer=renderer).render(source)
+
+    return to_html
+
+
+def mathml(formula: str, block: bool) -> str:
+    """A formula in LaTeX as MathML, as it was typed where it is not understood; `block`: it stands in a line of its own."""
+    from math_core import LatexError, LatexToMathML
+
+    try:
+        text = LatexToMathML(annotation=True).convert_with_local_state(formula, displaystyle=block)
+    except LatexError:
+        text = f"<code>{html.escape(formula)}</code>"
+    return f'<span class="formula">{text}</span>' if block else text
 
 
 def _title(notebook: Any) -> str:
@@ -237,7 +277,8 @@ def run_notebooks(names: Sequence[str], preset: str, given: dict[str, str], out:
 
 
 def _check_tools() -> None:
-    missing = [name for name in ("papermill", "nbformat", "nbconvert", "ipykernel") if find_spec(name) is None]
+    names = ("papermill", "nbformat", "nbconvert", "ipykernel", "math_core")
+    missing = [name for name in names if find_spec(name) is None]
     if missing:
         raise UserError(f"Running notebooks needs {', '.join(missing)}: pip install 'rftkit[course]'.")
 

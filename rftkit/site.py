@@ -373,8 +373,10 @@ def contents(pages: Collection[str], course: str) -> str:
         ],
         "Look up": [
             "Claims and results <course/claims.md>",
+            "Results, arm by arm <course/results.md>",
             "Which method for which need <course/guide.md>",
             "What differs from the papers <course/differs.md>",
+            "What it costs <course/measurements.md>",
             "Glossary <course/glossary.md>",
             "References <course/references.md>",
             "The base model <rftkit/base/README.md>",

@@ -428,6 +428,43 @@ def test_results_and_figures_are_to_be_seen(pages, browser):
     tab.context.close()
 
 
+# Cells of verdicts: how many, and those of which a part lies outside the window or outside the box that its table scrolls in.
+VERDICTS = """() => {
+  const cells = [...document.querySelectorAll('.bd-article table')].flatMap(table => {
+    const place = [...(table.tHead?.rows[0].cells ?? [])].findIndex(cell => ['so', 'standing'].includes(cell.textContent.trim()));
+    return place < 0 ? [] : [...table.tBodies[0].rows].map(row => row.cells[place]);
+  });
+  const outside = cells.filter(cell => {
+    cell.scrollIntoView({block: 'center', inline: 'nearest'});
+    const words = document.createRange();
+    words.selectNodeContents(cell);
+    const {left, right, top, width} = words.getBoundingClientRect();
+    const box = cell.closest('.pst-scrollable-table-container').getBoundingClientRect();
+    const under = document.elementFromPoint((left + right) / 2, top + 4);
+    return !width || left < Math.max(0, box.left) || right > Math.min(innerWidth, box.right) || !cell.contains(under);
+  });
+  const scrolled = [...document.querySelectorAll('.pst-scrollable-table-container')].filter(box => box.scrollLeft);
+  return [cells.length, outside.map(cell => cell.textContent), scrolled.length];
+}"""
+
+
+@needs_sphinx
+@needs_browser
+@pytest.mark.parametrize(("theme", "width"), [("light", 1280), ("dark", 800), ("dark", 380)])
+def test_verdicts_are_seen_without_scrolling_sideways(pages, browser, theme, width):
+    tab, _ = open_tab(browser, theme, width)
+    for name, least in (("course/guide.html", 15), ("course/claims.html", 50)):
+        tab.goto((pages / name).as_uri())
+        count, outside, scrolled = tab.evaluate(VERDICTS)
+        assert count >= least and (outside, scrolled) == ([], 0), name
+        stacked = tab.locator("table.stacked", has_text=re.compile("standing|what to do")).first
+        assert stacked.count() == (width < 500), name
+        if width < 500:  # each cell says what it is, and a row is still a row to a screen reader
+            head, last = stacked.locator("thead th").last, stacked.locator("tbody td").last
+            assert last.get_attribute("data-head") == head.text_content() and last.get_attribute("role") == "cell"
+    tab.context.close()
+
+
 @needs_sphinx
 @needs_browser
 def test_formulas_are_set_without_a_script(pages, browser):
