@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from rftkit import blends, dynamics, hub, rollouts, runs, two_stage
 from rftkit.config import Preset, get_preset
 from rftkit.evals import t_interval, value_at
-from rftkit.plots import alt_text, learning_curves, matched_drop, style_of
+from rftkit.plots import alt_text, learning_curves, matched_drop, run_labels, style_of
 from rftkit.policy import Policy, load_policy
 from rftkit.recording import Before, run_folder
 from rftkit.rft import train_rft
@@ -392,7 +392,7 @@ def _table(records: list[runs.RunRecord]) -> list[str]:
         spread = f"{row.lo:.1f} to {row.hi:.1f}" if len(steps) > 1 else "-"
         lines.append(
             f"| {_label(row.method)} | {', '.join(map(str, row.seeds)) or '-'} | {_range(steps)} | {_range(seconds)} "
-            f"| {f'{row.mean:.1f}' if steps else '-'} | {spread} | {', '.join(row.excluded) or '-'} |"
+            f"| {f'{row.mean:.1f}' if steps else '-'} | {spread} | {run_labels(row.excluded) or '-'} |"
         )
     return lines
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from rftkit import arms as course
-from rftkit import parity, predict, runs, two_stage, verdicts
+from rftkit import parity, plots, predict, runs, two_stage, verdicts
 from rftkit.config import PRESETS, UserError
 from rftkit.judged import JUDGES, Arms, Study, arms_of, judge
 from rftkit.predict import Point
@@ -200,7 +200,7 @@ def tables(lines: Sequence[Line]) -> str:
     ]
     missed = sorted({name for line in lines for name in line.missed})
     told = "Where a part speaks of each run, its numbers are those of the lowest and the highest one."
-    told += f" Runs without a value there, which entered nothing: {', '.join(missed) or 'none'}."
+    told += f" Runs without a value there, which entered nothing: {plots.run_labels(missed) or 'none'}."
     return "\n\n".join([as_table(said), as_table(parts), told, size(lines)])
 
 

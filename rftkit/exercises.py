@@ -93,13 +93,17 @@ def _lines(source: str, node: ast.stmt) -> str:
     return "\n".join(source.splitlines()[node.lineno - 1 : node.end_lineno])
 
 
-def exercise_text(notebook: Any) -> str:
-    """The notebook's section "Exercises" in Markdown, its number left out: what stands between the cells included."""
+def exercise_text(notebook: Any, number: str) -> str:
+    """The section "Exercises" of notebook `number` in Markdown, its own number left out: what stands between the cells included.
+
+    A copy has no parts, so a part that the text names is named with its notebook.
+    """
     text = "\n\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
     section = re.search(r"^## (?:\d+\. )?Exercises$(.*?)(?=^## |\Z)", text, re.M | re.S)
     if section is None:
         raise UserError("The notebook has no section 'Exercises': give it a heading of that name.")
-    return "## Exercises\n\n" + section[1].strip()
+    named = re.sub(r"\b([Pp]arts? \d+(?:(?:,| and| to) \d+)*)", rf"\1 of notebook {number}", section[1].strip())
+    return f"## Exercises\n\n{named}"
 
 
 def solutions(number: str, folder: Path = FOLDER) -> tuple[str, dict[str, str]]:
@@ -137,7 +141,7 @@ def make_copy(name: str, solved: bool = False) -> tuple[str, Any]:
         new_markdown_cell(f"# {_title(source)}: exercises\n\n{HOW}", id="head"),
         new_code_cell(PARAMETERS, id="parameters", metadata={"tags": ["parameters"]}),
         new_code_cell(IMPORTS.format(f"\n{imports}\n" if imports else ""), id="imports"),
-        new_markdown_cell(exercise_text(source), id="text"),
+        new_markdown_cell(exercise_text(source, number), id="text"),
     ]
     for key, stub in given.items():
         cell = _solved(stub, answers[key]) if solved else stub

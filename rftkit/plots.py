@@ -230,6 +230,29 @@ def style_of(method: str) -> Style:
     return METHOD_STYLE[family]
 
 
+RUN_NAME = re.compile(r"(?P<method>\w+?)(?:_(?P<start>\d+)|_x(?P<times>[\d.]+))?-s(?P<seed>\d+)")
+
+
+def run_labels(names: Iterable[str]) -> str:
+    """Runs as figures call their methods: "rft_kl-s0", "rft_kl-s1" are "RFT with KL, seeds 0 and 1". Of a method without a style: the name."""
+    seeds: dict[str, list[str]] = {}
+    for name in names:
+        found = RUN_NAME.fullmatch(name)
+        if found is None or found["method"] not in METHOD_STYLE:
+            seeds[name] = []
+            continue
+        start = f" from update {found['start']}" if found["start"] else ""
+        rate = f", rate x {found['times']}" if found["times"] else ""
+        seeds.setdefault(METHOD_STYLE[found["method"]].label + start + rate, []).append(found["seed"])
+    return "; ".join(label + _seeds_told(of) for label, of in seeds.items())
+
+
+def _seeds_told(seeds: Sequence[str]) -> str:
+    if len(seeds) < 2:
+        return "".join(f", seed {seed}" for seed in seeds)
+    return f", seeds {', '.join(seeds[:-1])} and {seeds[-1]}"
+
+
 # --- figures ----------------------------------------------------------------------------------------------------------
 
 
@@ -264,7 +287,9 @@ def matched_drop(table: Sequence[MatchedRow]) -> Figure:
     if not table:
         raise UserError("The table has no rows to draw: pass what runs.matched_table returned.")
     excluded = [name for row in table for name in row.excluded]
-    left_out = f"Never reached it, so left out: {', '.join(excluded)}." if excluded else "Every run reached the target."
+    left_out = (
+        f"Never reached it, so left out: {run_labels(excluded)}." if excluded else "Every run reached the target."
+    )
     caption = f"Large: mean, with Student's t 95% interval over seeds. Small: one seed. {left_out}"
     fig, ((axes,),) = _canvas(8.5, 0.35 + 0.62 * len(table), caption, left=2.42)
     for y, row in enumerate(table):
@@ -518,7 +543,9 @@ def rate_sweep(rows: Sequence[tuple[str, float, MatchedRow]]) -> Figure:
     ordered = sorted(rows, key=lambda row: row[1])
     families = {f: [(lr, row) for g, lr, row in ordered if g == f] for f in dict.fromkeys(f for f, _, _ in rows)}
     excluded = [name for _, _, row in rows for name in row.excluded]
-    left_out = f"Never reached it, so left out: {', '.join(excluded)}." if excluded else "Every run reached the target."
+    left_out = (
+        f"Never reached it, so left out: {run_labels(excluded)}." if excluded else "Every run reached the target."
+    )
     caption = f"Large: mean, with Student's t 95% interval over seeds. Small: one seed. {left_out}"
     drops = [drop for _, _, row in rows for drop in row.drops]
     reach = min(drops, default=0.0) - 20, max(drops, default=0.0) + 20  # of the axis: two seeds may have any interval

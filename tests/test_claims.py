@@ -622,7 +622,7 @@ def test_a_notebook_shows_each_claim_and_each_of_its_parts(shelf):
 
 def test_a_notebook_names_the_runs_that_have_no_value():
     made = [puzzle("sft", seed, (30, 30, 0.0, 0.9 if seed else 0.3)) for seed in range(4)]
-    assert "which entered nothing: sft-s0." in claims.tables(claims.ledger(arms_of(made), only="02"))
+    assert "which entered nothing: SFT answer-only, seed 0." in claims.tables(claims.ledger(arms_of(made), only="02"))
 
 
 def test_the_ledger_takes_another_target():

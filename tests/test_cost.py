@@ -368,7 +368,10 @@ def test_the_command_prints_the_card(capsys, monkeypatch):
     )
     assert main(["cost", "1"]) == 0
     said = capsys.readouterr().out
-    assert "Downloads: none." in said and "Measured: about 0.5 minutes." in said
+    assert (
+        "Downloads: none." in said
+        and "Measured: about 0.5 minutes on two free cores, up to twice that beside other work." in said
+    )
     assert main(["cost", "77"]) == 2
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rftkit import plots, questions
+from rftkit import arms, plots, questions, runs
 from rftkit.__main__ import OWN_COMMANDS
 
 ROOT = Path(__file__).parent.parent
@@ -71,7 +71,9 @@ def test_notebooks_and_commands_that_are_named_exist(page):
 @pages
 def test_lines_are_not_too_long(page):
     lines = page.read_text().splitlines()
-    assert [line[:60] for line in lines if len(line) > 200 and not line.startswith("![")] == []  # an image's text is one line
+    assert [
+        line[:60] for line in lines if len(line) > 200 and not line.startswith("![")
+    ] == []  # an image's text is one line
 
 
 @pages
@@ -222,6 +224,26 @@ def test_the_glossary_has_no_word_twice_and_names_a_notebook_for_each():
     for section in sections:
         own = [word.casefold() for word in re.findall(r"^\| ([^|]+?) \| [^|]+ \| 0\d \|$", section, flags=re.M)]
         assert own == sorted(own), section[:30]
+
+
+def test_what_differs_md_says_of_rft_on_the_jigsaw_is_recorded():
+    every = runs.load_recorded()
+    made = {name: [r for r in every if r.method == name] for name in ("rft", "rft_kl", "jigsaw_rft")}
+    arrived = {name: [r for r in some if runs.at_matched(r, arms.TARGET)] for name, some in made.items()}
+    assert {name: (len(arrived[name]), len(made[name])) for name in made} == {
+        "rft": (5, 5),
+        "rft_kl": (1, 3),
+        "jigsaw_rft": (1, 3),
+    }
+    stuck, climbing = sorted(
+        (r for r in made["jigsaw_rft"] if r not in arrived["jigsaw_rft"]), key=lambda r: -r.evals()[-1]["new_hit"]
+    )
+    last = [s["completion"] for s in stuck.samples if s["step"] == stuck.evals()[-1]["step"]]
+    assert {len(re.findall(r"\d", text.partition("<answer>")[2])) for text in last} == {7}
+    assert climbing.evals()[-1]["new_hit"] > 2 * climbing.evals()[-2]["new_hit"]
+    same = ("base", "lr", "steps", "prompts", "group", "beta", "reuse")
+    assert len({tuple(r.config[key] for key in same) for name in ("rft", "jigsaw_rft") for r in made[name]}) == 1
+    assert all(r.config["blend"]["prefixed"] == 0 == r.config["blend"]["sft"] for r in made["jigsaw_rft"])
 
 
 def test_the_project_page_has_ten_ideas_with_all_their_parts():

@@ -88,6 +88,13 @@ def test_copy_is_clean(number, solved, tmp_path):
 
 
 @each_notebook
+def test_a_part_that_a_copy_names_is_named_with_its_notebook(number):
+    text = "\n".join(cell.source for cell in make_copy(number)[1].cells)
+    named = re.findall(r"\b[Pp]arts? \d+(.{15})", text)
+    assert set(named) <= {f" of notebook {number}"} and (named or number not in ("03", "04", "06"))
+
+
+@each_notebook
 @both
 def test_cells_are_nbgraders(number, solved):
     _, made = make_copy(number, solved)
@@ -193,7 +200,7 @@ def test_no_folder_no_section(tmp_path):
     with pytest.raises(UserError, match="cannot be read"):
         solutions("03", tmp_path)
     with pytest.raises(UserError, match="no section 'Exercises'"):
-        exercises.exercise_text(nbformat.v4.new_notebook())
+        exercises.exercise_text(nbformat.v4.new_notebook(), "03")
 
 
 def test_command(tmp_path, monkeypatch, capsys):

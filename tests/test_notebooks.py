@@ -9,7 +9,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from rftkit import evals, judged
+from rftkit import claims, evals, judged, verdicts
 from rftkit.config import UserError
 from rftkit.notebooks import declared_parameters
 
@@ -166,6 +166,15 @@ def test_notebook(path):
 def test_no_exception_is_idle(pattern):
     prose = [cell.source for path in NOTEBOOKS for cell in nbformat.read(path, 4).cells if cell.cell_type == "markdown"]
     assert any(re.search(pattern, text) for text in prose)
+
+
+def test_verdicts_in_prose_are_the_ledgers():
+    """Where a text says "(P1-C4: reproduced)", or "(04-gap, what it says: contradicted)"."""
+    words = {line.claim.id: line.word for line in claims.recorded()}
+    typed = re.compile(rf"\(({'|'.join(map(re.escape, words))})(?:, [^()]*)?: ({'|'.join(verdicts.WORDS)})\)")
+    prose = [cell.source for path in NOTEBOOKS for cell in nbformat.read(path, 4).cells if cell.cell_type == "markdown"]
+    said = [found for text in prose for found in typed.findall(text)]
+    assert len(said) >= 5 and [(name, word) for name, word in said if words[name] != word] == []
 
 
 def test_the_quantile_in_prose_is_students():

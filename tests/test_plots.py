@@ -388,6 +388,23 @@ def test_matched_drop_names_what_it_left_out():
         plots.matched_drop([])
 
 
+def test_runs_are_named_as_in_the_figures():
+    kl, rft = (plots.style_of(name).label for name in ("rft_kl", "rft"))
+    assert (
+        plots.run_labels(["rft_kl-s0", "rft-s2", "rft_kl-s1", "rft_kl-s4"]) == f"{kl}, seeds 0, 1 and 4; {rft}, seed 2"
+    )
+    cards, rollouts = (plots.style_of(name).label for name in ("points_rft", "sft_rollouts"))
+    assert (
+        plots.run_labels(["points_rft_160-s1", "sft_rollouts_x0.1-s0"])
+        == f"{cards} from update 160, seed 1; {rollouts}, rate x 0.1, seed 0"
+    )
+    odd = ["parity-s1", "rft-short-7", "sums_demos_10-s0", "\n"]
+    assert plots.run_labels(odd) == "; ".join(odd) and plots.run_labels([]) == ""
+    missed = [dataclasses.replace(SHORT, name=f"rft_kl-s{seed}", seed=seed, method="rft_kl") for seed in (0, 1)]
+    fig = plots.matched_drop(runs.matched_table(missed, 0.5))
+    assert all(f"left out: {kl}, seeds 0 and 1." in said for said in (" ".join(words(fig).split()), fig.alt))
+
+
 def test_verdict_bars_are_the_shares_of_the_first_and_last_evaluation():
     rec = noisy("sft", 0)
     axes = plots.verdict_bars(rec).axes[0]
