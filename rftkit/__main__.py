@@ -44,6 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="set a parameter of the notebooks; may be repeated",
     )  # fmt: skip
     run.add_argument("--out", help="folder for what is made (default: $RFTKIT_HOME, else build)")
+    run.add_argument("--jobs", type=int, help="notebooks at a time (default: 2 at the tiny tier where there is room, else 1)")
     for name, (_, text) in OWN_COMMANDS.items():
         commands.add_parser(name, help=text)
     return parser
@@ -58,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
         args = build_parser().parse_args(argv)
         from rftkit.notebooks import run_notebooks
 
-        return run_notebooks(args.notebooks, args.preset, dict(args.parameters), args.out)
+        return run_notebooks(args.notebooks, args.preset, dict(args.parameters), args.out, args.jobs)
     except UserError as error:
         print(f"rftkit: {error}", file=sys.stderr)
         return 2

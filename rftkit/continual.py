@@ -243,10 +243,17 @@ def run_sequence(
     run = _Run(preset, seed, method, {name: world[name] for name in order}, base, plan, suite, home)
     if recording.foreseeing(run.new_record()):
         return Sequence(run.new_record())
+    with recording.alone(run.folder):
+        return _in_a_row(run, suite.probes(preset))
+
+
+def _in_a_row(run: _Run, probes: Mapping[str, Task]) -> Sequence:
+    """The tasks of the sequence that are not trained yet, one after another."""
     record, path = run.begin()
+    base, home = run.base, run.home
     if record.status == "done":
         return Sequence(record)
-    evaluate = evaluation(run.tasks, suite.probes(preset), plan)
+    evaluate = evaluation(run.tasks, probes, run.plan)
     for place, name in list(enumerate(run.stages))[len(Sequence(record).stages) :]:
         before = base and _from_base(base)
         if place:

@@ -12,10 +12,14 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from importlib.util import find_spec
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+
+import psutil  # type: ignore[import-untyped]
 
 from rftkit.config import UserError, get_preset
 from rftkit.runs import output_home
@@ -23,6 +27,8 @@ from rftkit.runs import output_home
 Scalar = bool | int | float | str | None
 
 KINDS = {bool: "true or false", int: "a whole number", float: "a number", type(None): "a single value"}
+
+MEMORY = 2.5e9  # bytes that a notebook takes at the tiny tier, at most
 
 # The tiny tier needs no network: say so to the Hub client, and keep TRL's and the Hub's telemetry quiet.
 OFFLINE = {"CI": "1", "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
@@ -170,8 +176,9 @@ def kernel_environment(preset: str, home: Path) -> Iterator[None]:
                     os.environ[key] = old
 
 
-def execute(plan: Plan, home: Path) -> Outcome:
-    """Run one notebook into home/notebooks, as far as it goes, and on success write home/html."""
+def execute(plan: Plan, home: Path, line: int | None = None) -> Outcome:
+    """Run one notebook into home/notebooks, as far as it goes, and on success write home/html. `line` is its progress bar's, if there
+    are several."""
     import papermill
     from papermill.exceptions import PapermillExecutionError
 
@@ -181,7 +188,7 @@ def execute(plan: Plan, home: Path) -> Outcome:
     try:
         executed = papermill.execute_notebook(
             plan.path, target, plan.parameters, kernel_name="python3", language="python", start_timeout=180,
-            cwd=plan.path.parent, progress_bar={"desc": plan.path.stem},
+            cwd=plan.path.parent, progress_bar={"desc": plan.path.stem, "position": line},
         )  # fmt: skip
         write_html(executed, home / "html" / f"{plan.path.stem}.html", plan.path.parent)
     except PapermillExecutionError as error:
@@ -251,29 +258,55 @@ def _first_line(text: str) -> str:
     return next((line.strip() for line in text.splitlines() if line.strip()), "no message")
 
 
-def run_notebooks(names: Sequence[str], preset: str, given: dict[str, str], out: str | None = None) -> int:
+def run_notebooks(
+    names: Sequence[str], preset: str, given: dict[str, str], out: str | None = None, jobs: int | None = None
+) -> int:
     """Check everything, say what it will cost, run, and report. Returns 0 if every notebook ran to its end, else 1.
 
-    `given` maps parameter names to their values as text. Raises UserError before anything runs.
+    `given` maps parameter names to their values as text; `jobs` notebooks run at a time (default: `jobs_here`). Raises UserError
+    before anything runs.
     """
     given = dict(given)
     preset = given.pop("preset", preset)
     get_preset(preset)
+    if jobs is not None and jobs < 1:
+        raise UserError(f"{jobs} notebooks at a time cannot run: give --jobs 1 or more.")
     _check_tools()
     plans = [make_plan(path, preset, given) for path in find_notebooks(names, notebooks_folder())]
+    jobs = min(jobs or jobs_here(preset), len(plans))
     home = (Path(out) if out else output_home()).resolve()
     _make_folders(home)
     print("\n".join(_cost(plan, preset) for plan in plans), flush=True)
+    if jobs > 1:
+        print(f"{jobs} at a time (--jobs 1: one after another).", flush=True)
     outcomes = []
     with kernel_environment(preset, home):
-        for plan in plans:
-            outcomes.append(execute(plan, home))
-            if outcomes[-1].problem:
-                print(f"{plan.path.stem} failed: {outcomes[-1].problem}", flush=True)
-                print(f"As far as it went: {home / 'notebooks' / plan.path.name}", flush=True)
-    print(_table(outcomes))
+        for outcome in _outcomes(plans, home, jobs):
+            outcomes.append(outcome)
+            if outcome.problem:
+                print(f"{outcome.name} failed: {outcome.problem}", flush=True)
+                print(f"As far as it went: {home / 'notebooks' / outcome.name}.ipynb", flush=True)
+    print(_table(sorted(outcomes, key=lambda outcome: outcome.name)))
     print(f"Pages: {home / 'html'}")
     return int(any(outcome.problem for outcome in outcomes))
+
+
+def jobs_here(preset: str) -> int:
+    """How many notebooks to run at a time: two at the tiny tier, where each takes one thread, if this machine has the cores and the
+    memory; else one."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return 2 if preset == "tiny" and cores > 1 and psutil.virtual_memory().available > 2 * MEMORY else 1
+
+
+def _outcomes(plans: Sequence[Plan], home: Path, jobs: int) -> Iterator[Outcome]:
+    """What becomes of the notebooks, as they end; the longest ones begin first if there are several at a time."""
+    if jobs == 1:
+        yield from (execute(plan, home) for plan in plans)
+        return
+    longest = sorted(plans, key=lambda plan: -(plan.minutes or 0.0))
+    with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
+        running = [pool.submit(execute, plan, home, line) for line, plan in enumerate(longest)]
+        yield from (future.result() for future in as_completed(running))
 
 
 def _check_tools() -> None:

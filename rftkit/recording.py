@@ -11,7 +11,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -407,15 +407,53 @@ def run(
     if foreseeing(made):
         return made
     folder = _folder(name, seed, settings, home)
+    with alone(folder):
+        return _made(model, made, folder, build, eval_steps, after, measure, evaluate, save_at)
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Keep other processes from making the run in `folder` at the same time: they wait, and then read it. The lock is the operating
+    system's and ends with its process. Where there are none (Windows, some network drives) nobody is kept from anything."""
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    if not policy.is_main():  # of several processes that make it together the first one holds the lock
+        yield
+        return
+    locks = folder.parent.parent / "locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    with open(locks / f"{folder.name}.lock", "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"{folder.name} is being made by another process: waiting for it.", flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError:  # a file system without locks
+            pass
+        yield
+
+
+def _made(
+    model: policy.Policy,
+    wanted: runs.RunRecord,
+    folder: Path,
+    build: Callable[[Path, Recorder], Any],
+    eval_steps: set[int],
+    after: Before | None,
+    measure: Measure | None,
+    evaluate: Evaluate | None,
+    save_at: set[int] | None,
+) -> runs.RunRecord:
+    """The run that is `wanted`: read if it is done, gone on with if it was interrupted, else begun."""
     path = folder / "record.json"
     record = policy.from_main(lambda: runs.load_record(path) if path.exists() else None)
     if record is None:
-        record = runs.RunRecord(
-            name=f"{name}-s{seed}",
-            method=name,
-            preset=model.preset.name,
-            seed=seed,
-            config=settings,
+        record = replace(
+            wanted,
+            status="running",
             versions=runs.versions() | hub.revisions(model.preset) | policy.companions(),
             metrics=list(after.record.metrics) if after else [],
             samples=list(after.record.samples) if after else [],

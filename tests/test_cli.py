@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pytest
@@ -62,6 +63,7 @@ def refusal(capsys, *argv):
         (["-p", "lr", "nan"], "lr = nan"),
         (["-p", "limit", "[1]"], "limit = [1]"),
         (["-p", "slow", "1"], "give true or false"),
+        (["--jobs", "0"], "give --jobs 1 or more"),
     ],
 )
 def test_bad_input_is_refused_in_one_sentence(capsys, argv, says):
@@ -149,7 +151,7 @@ def test_a_run_of_a_good_and_a_bad_notebook(capfd, workshop, monkeypatch):
     (decoy / "kernel.json").write_text('{"argv": ["false"], "display_name": "decoy", "language": "python"}')
     monkeypatch.setenv("JUPYTER_PATH", str(workshop / "user"))
 
-    assert main(["run", "2", "1", "-p", "seed", "41", "--out", "made"]) == 1
+    assert main(["run", "2", "1", "-p", "seed", "41", "--out", "made", "--jobs", "1"]) == 1
 
     out = capfd.readouterr().out
     assert "02_bad: about 0.5 min at the tiny tier\n01_good: about 0.5 min" in out
@@ -170,6 +172,37 @@ def test_a_run_of_a_good_and_a_bad_notebook(capfd, workshop, monkeypatch):
     assert not (workshop / "made/html/02_bad.html").exists()
     source = nbformat.read("notebooks/01_good.ipynb", as_version=4)
     assert all(not cell.get("outputs") for cell in source.cells)
+
+
+MEET = """import time
+from pathlib import Path
+Path({mine!r}).touch()
+for _ in range(600):
+    if Path({other!r}).exists():
+        break
+    time.sleep(0.1)
+else:
+    raise TimeoutError("alone")"""
+
+
+def test_two_notebooks_run_at_a_time(capfd, workshop):
+    """Each of two waits for the other; a third one that fails stops neither."""
+    here, there = str(workshop / "a"), str(workshop / "b")
+    write("03_a", MEET.format(mine=here, other=there))
+    write("04_b", MEET.format(mine=there, other=here))
+    assert main(["run", "3", "4", "2", "--jobs", "3"]) == 1
+    out = capfd.readouterr().out
+    assert "02_bad failed: cell 5 raised ValueError: first line" in out
+    assert re.findall(r"^(\d\d_\w+) .*  (ok|failed)$", out, re.M) == [("02_bad", "failed"), ("03_a", "ok"), ("04_b", "ok")]
+
+
+@pytest.mark.parametrize(
+    ("preset", "cores", "free", "jobs"), [("tiny", 2, 8e9, 2), ("tiny", 1, 8e9, 1), ("tiny", 8, 4e9, 1), ("qlora", 8, 64e9, 1)]
+)
+def test_how_many_at_a_time(monkeypatch, preset, cores, free, jobs):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    monkeypatch.setattr(notebooks.psutil, "virtual_memory", lambda: SimpleNamespace(available=free))
+    assert notebooks.jobs_here(preset) == jobs
 
 
 def test_a_kernel_that_dies_is_told(capfd):

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -28,9 +29,9 @@ train(preset, 3, steps=8, eval_steps={2, 5, 8}, save_every=2, home=Path(sys.argv
 """
 
 
-def start(method, base, home):
+def start(method, base, home, **more):
     return subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", SCRIPT, method, str(base), str(home)], env=dict(os.environ)
+        [sys.executable, "-W", "ignore", "-c", SCRIPT, method, str(base), str(home)], env=dict(os.environ), **more
     )
 
 
@@ -71,6 +72,28 @@ def test_a_killed_run_resumes_to_the_same_end(method, small_base, tmp_path):
     assert killed.status == "done"
     assert comparable(killed) == comparable(whole)
     assert killed.samples == whole.samples
+
+
+@pytest.mark.skipif(find_spec("fcntl") is None, reason="this system has no such locks")
+def test_two_processes_make_a_run_once(small_base, tmp_path):
+    """Two notebooks that want the same run: one makes it, the other waits and reads it."""
+    both = [start("sft", small_base, tmp_path, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [process.communicate(timeout=240)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert "".join(said).count("update 8,") == 1
+    assert "".join(said).count("waiting for it") <= 1  # none where one had ended before the other asked
+    assert only_record(tmp_path).status == "done"
+
+
+@pytest.mark.skipif(find_spec("fcntl") is None, reason="this system has no such locks")
+def test_a_run_in_the_making_is_waited_for(tmp_path):
+    folder = tmp_path / "runs/sft-s0-0"
+    ask = f"from pathlib import Path; from rftkit.recording import alone\nwith alone(Path({str(folder)!r})): print('mine')"
+    with recording.alone(folder):
+        other = subprocess.Popen([sys.executable, "-u", "-c", ask], stdout=subprocess.PIPE, text=True)
+        assert "waiting for it" in other.stdout.readline()
+        assert other.poll() is None
+    assert other.communicate(timeout=60)[0] == "mine\n"
 
 
 def test_a_half_written_checkpoint_is_passed_over(tmp_path):
