@@ -1,4 +1,4 @@
-"""The arms of notebooks 02, 04, 05 and 06, by name: the same functions make the live run and the recorded ones (`shelf`)."""
+"""The arms of notebooks 02 and 04 to 07, by name: the same functions make the live run and the recorded ones (`shelf`)."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from rftkit import blends, dynamics, hub, rollouts, runs, two_stage
+from rftkit import blends, continual, dynamics, hub, recording, rollouts, runs, sequence, two_stage
 from rftkit.config import Preset, get_preset
 from rftkit.evals import t_interval, value_at
+from rftkit.methods import METHODS, ORDERS
 from rftkit.plots import alt_text, learning_curves, matched_drop, run_labels, style_of
-from rftkit.policy import Policy, load_policy
+from rftkit.policy import Policy, load_policy, load_trained
 from rftkit.recording import Before, run_folder
 from rftkit.rft import train_rft
 from rftkit.sft import Data, answers_only, train_sft
@@ -247,10 +248,35 @@ def foreign_jigsaw(name: str) -> Arm:
     return arm
 
 
+# --- the sequences of notebook 07: seven tasks in a row ----------------------------------------------------------------------------
+
+
+def seven(name: str) -> Arm:
+    """A sequence by the name of its record: "seven_" and one of `methods.METHODS`, with "_b" behind it in the second order."""
+    letter = "b" if name.endswith("_b") else "a"
+    method = METHODS[name.removeprefix("seven_").removesuffix("_b")]
+
+    def arm(preset: Preset, seed: int, home: Path | None = None) -> tuple[runs.RunRecord, Policy]:
+        base = sequence.form_base(preset, home) if preset.images == "scenes" else None
+        made = continual.run_sequence(preset, seed, method, order=ORDERS[letter], base=base, home=home)
+        recording.needs_weights()
+        policy = load_policy(preset)
+        load_trained(policy, made.weights(home))
+        return made.record, policy
+
+    return arm
+
+
 def _first(preset: Preset, seed: int, home: Path | None) -> tuple[Before, Policy]:
     record, policy = rft_first(preset, seed, home)
     return Before(record, run_folder(record, home) / "final"), policy
 
+
+# Of `methods.METHODS`, and in the second order, those whose sequences are recorded
+SEVEN = tuple(
+    f"seven_{name}"
+    for name in ("sft", "sft_rft_lr", "sft_same_updates", "joint", "self", "replay", "grpo", "grpo_no_kl", "rloo", "remax", "rif", "rif_random")
+)
 
 ARMS: dict[str, Arm] = {
     "sft": sft, "sft_rft_lr": sft_rft_lr, "lora_sft": lora_sft, "rft": rft, "rft_kl": rft_kl,
@@ -264,6 +290,7 @@ ARMS: dict[str, Arm] = {
     "points_sft_diverse": points_sft_diverse,
     **{name: sums(name) for name in ("sums_sft", "sums_sft_rft", *blends.BLENDS)},
     **{name: foreign_jigsaw(name) for name in ("jigsaw_sft", *blends.JIGSAW)},
+    **{name: seven(name) for name in SEVEN},
 }  # fmt: skip
 
 
@@ -311,7 +338,11 @@ def results() -> str:
         "13, and a face card in every hand); mean over seeds with its t interval of 95 %:", "", *_points(), "",
         "## Sums of three to five terms (notebook 06)", "",
         f"All arms from one practised base, {blends.TINY.steps} updates at one rate: share right at the end; points of the\n"
-        f"prior lost since that base, at the end and where {SUMS_TARGET:.0%} of the sums are right (of the runs that got there):", "", *_sums(),
+        f"prior lost since that base, at the end and where {SUMS_TARGET:.0%} of the sums are right (of the runs that got there):", "", *_sums(), "",
+        "## Seven tasks in a row (notebook 07)", "",
+        "From one practised base. AvgAcc: mean accuracy on all seven at the end. FM: what a task lost from its best to the end, mean over the seven,\n"
+        "all points in time. Gain: what a task rose by while it was trained, of joint training from base to end. Probes: change of the prior since\n"
+        "that base. All in points.", "", *_sevens(),
     ])  # fmt: skip
 
 
@@ -359,6 +390,26 @@ def _sums() -> list[str]:
         lines.append(
             f"| {blends.LABELS[name]} | {seen} | {_percent([e['new_exact'] for e in ends])} | {_percent(five)} | {_points_of(lost)} "
             f"| {lost_on_the_way} | {len(way)} of {len(some)} |"
+        )
+    return lines
+
+
+def _sevens() -> list[str]:
+    """Every sequence of seven tasks: what it knows at the end, what it forgot, and what it had learnt."""
+    lines = ["| method | seeds | AvgAcc | FM | gain | probes | updates | replies sampled |", "|---|---|---|---|---|---|---|---|"]
+    for name in (arm for arm in ARMS if arm.startswith("seven_")):
+        some = [continual.Sequence(r) for r in recorded((name,))]
+        if len(some) < 2:
+            continue
+        found = [s.matrix.accuracy for s in some]
+        row = [len(s.stages) == len(s.order) for s in some]  # joint training is one stage
+        fm = _points_of([continual.forgetting(p) for p in found]) if all(row) else "-"
+        gain = [continual.new_task_gain(p) if in_row else float((p[-1] - p[0]).mean()) for p, in_row in zip(found, row, strict=True)]
+        cost = [s.cost for s in some]
+        lines.append(
+            f"| {style_of(name).label} | {', '.join(str(s.record.seed) for s in some)} | {_points_of([continual.avg_acc(p) for p in found])} | {fm} "
+            f"| {_points_of(gain)} | {_points_of([float(s.prior[-1] - s.prior[0]) for s in some])} "
+            f"| {_range([c['updates'] for c in cost])} | {_range([c['rollouts'] + c['sampled'] for c in cost])} |"
         )
     return lines
 

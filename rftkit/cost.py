@@ -173,6 +173,8 @@ def work_of(preset: Preset, name: str) -> Work:
         return Work(name, "sft", preset, plan.checkpoints[-1], preset.max_completion, 1 + len(plan.checkpoints))
     if name.startswith(("sums_", "jigsaw_")):
         return _blended(preset, name)
+    if name.startswith("seven_"):
+        return _in_a_row(preset, name)
     bare = count_tokens(jigsaw.answer_text(tuple(range(1, preset.rows * preset.cols + 1)))) + 2
     if "rft" in name.split("_")[:2] and not name.startswith("sft"):
         steps = max(1, preset.rft_steps // 10) if name == "rft_early" else preset.rft_steps
@@ -196,6 +198,16 @@ def _blended(preset: Preset, name: str) -> Work:
         return Work(name, kind, preset, preset.rft_steps, preset.max_completion, 1 + -(-preset.rft_steps // 20))
     preset = blends.own_preset(preset, plan)
     return Work(name, kind, preset, plan.steps, preset.max_completion, 1 + plan.evaluations + len(plan.first) * (kind == "sft"))
+
+
+def _in_a_row(preset: Preset, name: str) -> Work:
+    """A sequence of notebook 07, all its tasks as one training; the practised base and replies that are sampled for data are not counted."""
+    from rftkit.methods import METHODS, ORDER_A, PLANS
+
+    plan, method = PLANS[preset.name], METHODS[name.removeprefix("seven_").removesuffix("_b")]
+    preset = dataclasses.replace(preset, max_completion=plan.max_completion)
+    tasks, beta = len(ORDER_A), plan.beta if method.family == "rft" and method.kl else 0.0
+    return Work(name, method.family, preset, tasks * getattr(plan, method.updates), plan.max_completion, tasks + 1, beta)
 
 
 # --- memory ------------------------------------------------------------------------------------------------------------------

@@ -1,6 +1,9 @@
+import json
+from dataclasses import asdict
+
 import pytest
 
-from rftkit import arms, blends, recording, runs, shelf, two_stage
+from rftkit import arms, blends, methods, recording, runs, shelf, two_stage
 from rftkit.config import UserError, get_preset
 
 
@@ -21,13 +24,26 @@ def test_every_arm_is_recorded_with_three_seeds_and_the_settings_of_today():
             preset = blends.own_preset(preset, blends.TINY)
         assert {r.seed for r in mine} >= {0, 1, 2} and len({r.seed for r in mine}) == len(mine), arm
         assert all(r.status == "done" and r.source == "recorded" for r in mine)
-        assert len({r.config["lr"] for r in mine}) == 1 and len({r.config["steps"] for r in mine}) == 1, arm
         assert all(r.versions["trl"] and r.evals()[0]["step"] == 0 for r in mine)
+        if arm.startswith("seven_"):
+            assert_sequences_have_todays_settings(arm, mine)
+            continue
+        assert len({r.config["lr"] for r in mine}) == 1 and len({r.config["steps"] for r in mine}) == 1, arm
         assert {r.config["base"] for r in mine} == {recording.weights_id(preset, None)}, (
             "runs of another base"
         )
         for key in ("model", "eval_n", "rft_group", "sft_batch", "rft_lr"):
             assert {r.config["preset"][key] for r in mine} == {getattr(preset, key)}
+
+
+def assert_sequences_have_todays_settings(arm, mine):
+    name = arm.removeprefix("seven_")
+    method, order = methods.METHODS[name.removesuffix("_b")], methods.ORDERS["b" if name.endswith("_b") else "a"]
+    plan = methods.PLANS["tiny"]
+    for r in mine:
+        assert r.config["method"] == json.loads(json.dumps(asdict(method))) and r.config["plan"] == asdict(plan), arm
+        assert tuple(r.config["order"]) == order and len(r.evals()) == 1 + (1 if method.data == "joint" else len(order))
+    assert len({json.dumps(r.config["base"]) for r in mine}) == 1
 
 
 def test_probe_table_is_read_where_the_target_was_reached():

@@ -1,7 +1,6 @@
 """The exercises of notebook 08: right answers pass, and each mistake, made by code that shares nothing with check.py, is named."""
 
 import importlib.util
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +10,6 @@ from scipy import stats
 
 from rftkit import check, drift, exercises
 
-DRAFTS = Path(__file__).parent.parent / "course" / "drafts" / "exercises_08" / "08.py"
 CHECKS = (check.drift_both, check.kl_of_replies, check.r2_over_methods, check.explained_beyond)
 
 
@@ -21,7 +19,7 @@ def exercise(of):
 
 @pytest.fixture(scope="module")
 def solutions():
-    path = DRAFTS if DRAFTS.exists() else exercises.FOLDER / "solutions" / "08.py"
+    path = exercises.FOLDER / "solutions" / "08.py"
     spec = importlib.util.spec_from_file_location("solutions_08", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

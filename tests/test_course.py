@@ -13,8 +13,7 @@ ROOT = Path(__file__).parent.parent
 COURSE = ROOT / "course"
 PAGES = sorted([*COURSE.glob("*.md"), *COURSE.glob("notes/*.md"), *COURSE.glob("slides/*.md")])
 NOTES, DECKS = sorted(COURSE.glob("notes/*.md")), sorted(COURSE.glob("slides/0*.md"))
-FOLDERS = (COURSE / "drafts", ROOT / "notebooks")  # a draft counts where there is no notebook yet
-NOTEBOOKS = {path.name[:2]: path for folder in FOLDERS for path in folder.glob("*.ipynb")}
+NOTEBOOKS = {path.name[:2]: path for path in (ROOT / "notebooks").glob("*.ipynb")}
 GRADE = r"\[(?:A|B|C|D|P|R|F|T|X|ABS|CODE|LUFFY|2ND|DERIVED)(?:, (?:F|P|R|T|X|CODE|2ND|LUFFY))*\]"
 
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(COURSE)))
