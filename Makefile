@@ -33,7 +33,7 @@ run: setup
 test: setup $(VERL_STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lab: setup
 	RFTKIT_HOME="$(CURDIR)/build" $(BIN)/jupyter lab notebooks

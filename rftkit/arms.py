@@ -338,7 +338,7 @@ def results() -> str:
         "13, and a face card in every hand); mean over seeds with its t interval of 95 %:", "", *_points(), "",
         "## Sums of three to five terms (notebook 06)", "",
         f"All arms from one practised base, {blends.TINY.steps} updates at one rate: share right at the end; points of the\n"
-        f"prior lost since that base, at the end and where {SUMS_TARGET:.0%} of the sums are right (of the runs that got there):", "", *_sums(), "",
+        f"prior lost since that base, at the end and where {SUMS_TARGET:.0%} of the sums are right (of the runs that got there; SFT, then RFT is still SFT there):", "", *_sums(), "",
         "## Seven tasks in a row (notebook 07)", "",
         "From one practised base. AvgAcc: mean accuracy on all seven at the end. FM: what a task lost from its best to the end, mean over the seven,\n"
         "all points in time. Gain: what a task rose by while it was trained, of joint training from base to end. Probes: change of the prior since\n"
@@ -385,7 +385,7 @@ def _sums() -> list[str]:
         five = [e["levels"]["5"]["correct"] / sum(e["levels"]["5"].values()) for e in ends]
         lost = [r.evals()[0]["prior_mean"] - e["prior_mean"] for r, e in zip(some, ends, strict=True)]
         way = [m["drop"] / 100 for r in some if (m := runs.at_matched(r, SUMS_TARGET))]
-        lost_on_the_way = "its SFT's" if name == "sums_sft_rft" else _points_of(way)  # there SFT has not ended yet
+        lost_on_the_way = "-" if name == "sums_sft_rft" else _points_of(way)  # there SFT has not ended yet
         seen = ", ".join(str(r.seed) for r in some)
         lines.append(
             f"| {blends.LABELS[name]} | {seen} | {_percent([e['new_exact'] for e in ends])} | {_percent(five)} | {_points_of(lost)} "
@@ -402,6 +402,8 @@ def _sevens() -> list[str]:
         if len(some) < 2:
             continue
         found = [s.matrix.accuracy for s in some]
+        if len(lines) == 2:  # the base is the same for all
+            lines.append(f"| the practised base | - | {100 * found[0][0].mean():.1f} | - | - | - | - | - |")
         row = [len(s.stages) == len(s.order) for s in some]  # joint training is one stage
         fm = _points_of([continual.forgetting(p) for p in found]) if all(row) else "-"
         gain = [continual.new_task_gain(p) if in_row else float((p[-1] - p[0]).mean()) for p, in_row in zip(found, row, strict=True)]

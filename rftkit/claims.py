@@ -88,7 +88,7 @@ class Line:
         if self.standing != "not tested":
             return ""
         if self.missed:
-            return f"no run got where it is compared: {', '.join(self.missed)}"
+            return f"these did not get where it is compared, so no pair is left: {plots.run_labels(self.missed)}"
         return self.claim.live or "its runs are not recorded"
 
 

@@ -16,6 +16,7 @@ import dataclasses
 import inspect
 import math
 import re
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -207,7 +208,8 @@ def _in_a_row(preset: Preset, name: str) -> Work:
     plan, method = PLANS[preset.name], METHODS[name.removeprefix("seven_").removesuffix("_b")]
     preset = dataclasses.replace(preset, max_completion=plan.max_completion)
     tasks, beta = len(ORDER_A), plan.beta if method.family == "rft" and method.kl else 0.0
-    return Work(name, method.family, preset, tasks * getattr(plan, method.updates), plan.max_completion, tasks + 1, beta)
+    stages = 1 if method.data == "joint" else tasks
+    return Work(name, method.family, preset, tasks * getattr(plan, method.updates), plan.max_completion, stages + 1, beta)
 
 
 # --- memory ------------------------------------------------------------------------------------------------------------------
@@ -784,6 +786,8 @@ def recorded_seconds(work: Work) -> float | None:
     """Seconds of the arm's updates at the pace of its recorded runs; None where there is none."""
     paths = runs.RECORDED_DIR.glob(f"{work.preset.name}-{work.name}-s*.json")
     own = [_own_updates(r) for r in map(runs.load_record, paths) if r.status == "done"]
+    if work.name.startswith("seven_"):  # a filter decides how many updates there are: what whole sequences took
+        return statistics.median(seconds for _, seconds in own) if own else None
     done = sum(updates for updates, _ in own)
     return work.steps * sum(seconds for _, seconds in own) / done if done else None
 

@@ -84,6 +84,10 @@ ADVICE = (
         "a choice of demonstrations", "those in the style it knows", "as right ones in foreign words", SUMS,
         _claim("F3", f"points lost at {judged.SUMS_TARGET:.0%}, foreign"),
     ),
+    Advice(
+        "the same", "those in the style it knows", "as right ones in wordy style", SUMS,
+        _claim("F3", f"points lost at {judged.SUMS_TARGET:.0%}, wordy"),
+    ),
     Advice("tasks one after another, a verifier", "GRPO", "SFT at RFT's rate", SEVEN, _claim("07-rate", "FM, GRPO minus SFT")),
     Advice("tasks one after another", "SFT on own right replies", "SFT on demonstrations", SEVEN, _claim("07-self", "FM, own right replies minus SFT")),
     Advice("questions of earlier tasks", "replay some", "SFT without", SEVEN, _claim("07-remedies", "FM, replay minus SFT")),

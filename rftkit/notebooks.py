@@ -12,7 +12,8 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from importlib.util import find_spec
 from multiprocessing import get_context
@@ -176,9 +177,8 @@ def kernel_environment(preset: str, home: Path) -> Iterator[None]:
                     os.environ[key] = old
 
 
-def execute(plan: Plan, home: Path, line: int | None = None) -> Outcome:
-    """Run one notebook into home/notebooks, as far as it goes, and on success write home/html. `line` is its progress bar's, if there
-    are several."""
+def execute(plan: Plan, home: Path) -> Outcome:
+    """Run one notebook into home/notebooks, as far as it goes, and on success write home/html."""
     import papermill
     from papermill.exceptions import PapermillExecutionError
 
@@ -188,7 +188,7 @@ def execute(plan: Plan, home: Path, line: int | None = None) -> Outcome:
     try:
         executed = papermill.execute_notebook(
             plan.path, target, plan.parameters, kernel_name="python3", language="python", start_timeout=180,
-            cwd=plan.path.parent, progress_bar={"desc": plan.path.stem, "position": line},
+            cwd=plan.path.parent, progress_bar={"desc": plan.path.stem, "position": _line},
         )  # fmt: skip
         write_html(executed, home / "html" / f"{plan.path.stem}.html", plan.path.parent)
     except PapermillExecutionError as error:
@@ -304,9 +304,35 @@ def _outcomes(plans: Sequence[Plan], home: Path, jobs: int) -> Iterator[Outcome]
         yield from (execute(plan, home) for plan in plans)
         return
     longest = sorted(plans, key=lambda plan: -(plan.minutes or 0.0))
-    with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
-        running = [pool.submit(execute, plan, home, line) for line, plan in enumerate(longest)]
-        yield from (future.result() for future in as_completed(running))
+    context = get_context("spawn")
+    lines = context.Queue()
+    for line in range(jobs):
+        lines.put(line)
+    with ProcessPoolExecutor(jobs, context, _take_line, (lines,)) as pool:
+        running: dict[Future[Outcome], Plan] = {}
+        while longest or running:
+            while longest and len(running) < jobs:  # no more than that are queued, so that Ctrl-C begins no other one
+                plan = longest.pop(0)
+                running[pool.submit(execute, plan, home)] = plan
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                ended = running.pop(future)
+                try:
+                    yield future.result()
+                except BrokenProcessPool:
+                    lost = [ended, *running.values(), *longest]
+                    yield from (
+                        Outcome(p.path.stem, 0.0, "its process was killed, perhaps out of memory: try --jobs 1")
+                        for p in lost
+                    )
+                    return
+
+
+_line: int | None = None  # of this process's progress bars on the screen, if several processes draw some
+
+
+def _take_line(lines: Any) -> None:
+    global _line
+    _line = lines.get()
 
 
 def _check_tools() -> None:

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from filelock import FileLock, Timeout
 from transformers import PrinterCallback, TrainerCallback
 
 from rftkit import evals, hub, jigsaw, policy, runs
@@ -413,26 +414,19 @@ def run(
 
 @contextlib.contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Keep other processes from making the run in `folder` at the same time: they wait, and then read it. The lock is the operating
-    system's and ends with its process. Where there are none (Windows, some network drives) nobody is kept from anything."""
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
-    if not policy.is_main():  # of several processes that make it together the first one holds the lock
-        yield
-        return
-    locks = folder.parent.parent / "locks"
-    locks.mkdir(parents=True, exist_ok=True)
-    with open(locks / f"{folder.name}.lock", "a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"{folder.name} is being made by another process: waiting for it.", flush=True)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError:  # a file system without locks
-            pass
+    """Keep other processes from making the run in `folder` at the same time: they wait, and then read it. The lock ends with its
+    process. In a folder that may only be read, or on a file system without locks, nobody is kept from anything."""
+    lock = FileLock(folder.parent.parent / "locks" / f"{folder.name}.lock")
+    with contextlib.ExitStack() as stack:
+        if policy.is_main():  # of several processes that make it together the first one holds the lock
+            with contextlib.suppress(OSError, NotImplementedError):
+                Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
+                try:
+                    lock.acquire(timeout=0)
+                except Timeout:
+                    print(f"{folder.name} is being made by another process: waiting for it.", flush=True)
+                    lock.acquire()
+                stack.callback(lock.release)
         yield
 
 

@@ -2,8 +2,10 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -194,6 +196,30 @@ def test_two_notebooks_run_at_a_time(capfd, workshop):
     out = capfd.readouterr().out
     assert "02_bad failed: cell 5 raised ValueError: first line" in out
     assert re.findall(r"^(\d\d_\w+) .*  (ok|failed)$", out, re.M) == [("02_bad", "failed"), ("03_a", "ok"), ("04_b", "ok")]
+
+
+def test_a_process_that_is_killed_is_told(capfd):
+    """As the system does where memory runs out: the kernel's parent is the process that runs the notebook."""
+    write("03_killer", "import os, signal", "os.kill(os.getppid(), signal.SIGKILL)")
+    assert main(["run", "3", "1", "--jobs", "2"]) == 1
+    out = capfd.readouterr().out
+    assert "03_killer failed: its process was killed, perhaps out of memory" in out
+    assert re.search(r"^01_good +\d+\.\d  ", out, re.M)  # whatever became of it, it is in the table
+
+
+def test_an_interruption_begins_no_other_notebook(workshop):
+    for name in ("03_a", "04_b", "05_c"):
+        write(name, f"import time\nfrom pathlib import Path\nPath({str(workshop / name)!r}).touch()\ntime.sleep(120)")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "rftkit", "run", "3", "4", "5", "--jobs", "2"], start_new_session=True, env=os.environ | {"PYTHONPATH": str(ROOT)}
+    )
+    deadline = time.monotonic() + 120
+    while len(list(workshop.glob("0?_?"))) < 2:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(60) != 0
+    assert sorted(path.name for path in workshop.glob("0?_?")) == ["03_a", "04_b"]
 
 
 @pytest.mark.parametrize(
