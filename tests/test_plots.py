@@ -593,7 +593,7 @@ def test_rate_sweep_is_sorted_by_rate_and_names_what_never_got_there():
     assert line.get_ydata().tolist() == [pytest.approx(101 / 3), 47.0, 71.0]
     assert line.get_xdata() / line.get_xdata()[0] == pytest.approx([1, 10 / 3, 10])
     assert math.isnan(by_color(axes, "sft_rollouts", 3)[0].get_ydata()[0])
-    assert "sft_rollouts_lr0.0001-seed2, sft_rollouts_lr0.003-seed2" in words(fig)
+    assert "sft_rollouts_lr0.0001-seed2; sft_rollouts_lr0.003-seed2" in words(fig)
     assert "sft_rollouts_lr0.003-seed2" in fig.alt and "no run reached the target" in fig.alt
     row = matched([44.0, 50.0, 47.0])
     assert f"at 0.001 47.0, interval {row.lo:.1f} to {row.hi:.1f} (seeds 0 live, 1-2 recorded)" in fig.alt

@@ -2,6 +2,7 @@ import dataclasses
 import json
 import math
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -338,7 +339,8 @@ def models(small_base, tmp_path):
             if p.ndim == 2 and "visual" not in name:
                 p += gauss(*p.shape, seed=i, std=1e-3)
     model.save_pretrained(tmp_path / "tuned")
-    return small_base, tmp_path / "tuned"
+    shutil.copytree(small_base, tmp_path / "base")  # some tests rewrite it, and others need it as it is
+    return tmp_path / "base", tmp_path / "tuned"
 
 
 def rewrite(folder, change):
