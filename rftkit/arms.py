@@ -404,13 +404,11 @@ def _sevens() -> list[str]:
         found = [s.matrix.accuracy for s in some]
         if len(lines) == 2:  # the base is the same for all
             lines.append(f"| the practised base | - | {100 * found[0][0].mean():.1f} | - | - | - | - | - |")
-        row = [len(s.stages) == len(s.order) for s in some]  # joint training is one stage
-        fm = _points_of([continual.forgetting(p) for p in found]) if all(row) else "-"
-        gain = [continual.new_task_gain(p) if in_row else float((p[-1] - p[0]).mean()) for p, in_row in zip(found, row, strict=True)]
+        fm = _points_of([continual.forgetting(p) for p in found]) if all(s.in_a_row for s in some) else "-"
         cost = [s.cost for s in some]
         lines.append(
             f"| {style_of(name).label} | {', '.join(str(s.record.seed) for s in some)} | {_points_of([continual.avg_acc(p) for p in found])} | {fm} "
-            f"| {_points_of(gain)} | {_points_of([float(s.prior[-1] - s.prior[0]) for s in some])} "
+            f"| {_points_of([s.gain for s in some])} | {_points_of([float(s.prior[-1] - s.prior[0]) for s in some])} "
             f"| {_range([c['updates'] for c in cost])} | {_range([c['rollouts'] + c['sampled'] for c in cost])} |"
         )
     return lines

@@ -185,6 +185,17 @@ class Sequence:
         return Matrix(self.order, ("base", *(row["task"] for row in self.stages)), tuple(counts))
 
     @property
+    def in_a_row(self) -> bool:
+        """One task after another; joint training is one stage, of all."""
+        return len(self.stages) == len(self.order)
+
+    @property
+    def gain(self) -> float:
+        """What a task rose by while it was trained, mean over tasks; of joint training, what it rose by from base to end."""
+        p = self.matrix.accuracy
+        return new_task_gain(p) if self.in_a_row else float((p[-1] - p[0]).mean())
+
+    @property
     def prior(self) -> Floats:
         """Mean accuracy of the probes before any task and after each, shape (T + 1,)."""
         return np.array([row["prior_mean"] for row in self.record.evals()])

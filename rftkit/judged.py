@@ -692,13 +692,8 @@ def _matrix(record: RunRecord) -> evals.Floats:
     return continual.Sequence(record).matrix.accuracy
 
 
-def _in_a_row(record: RunRecord) -> bool:
-    sequence = continual.Sequence(record)
-    return len(sequence.stages) == len(sequence.order)  # joint training is one
-
-
 def _fm(given: Given) -> Measure:
-    return lambda record: 100 * continual.forgetting(_matrix(record), *given.reading) if _in_a_row(record) else None
+    return lambda record: 100 * continual.forgetting(_matrix(record), *given.reading) if continual.Sequence(record).in_a_row else None
 
 
 def _average(record: RunRecord) -> float:
@@ -706,8 +701,7 @@ def _average(record: RunRecord) -> float:
 
 
 def _learnt(record: RunRecord) -> float:
-    p = _matrix(record)
-    return 100 * (continual.new_task_gain(p) if _in_a_row(record) else float((p[-1] - p[0]).mean()))
+    return 100 * continual.Sequence(record).gain
 
 
 def _per_hundred(given: Given) -> Measure:

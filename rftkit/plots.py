@@ -247,6 +247,10 @@ def run_labels(names: Iterable[str]) -> str:
     return "; ".join(label + _seeds_told(of) for label, of in seeds.items())
 
 
+def _left_out(excluded: Sequence[str]) -> str:
+    return f"Never reached it, so left out: {run_labels(excluded)}." if excluded else "Every run reached the target."
+
+
 def _seeds_told(seeds: Sequence[str]) -> str:
     if len(seeds) < 2:
         return "".join(f", seed {seed}" for seed in seeds)
@@ -287,10 +291,7 @@ def matched_drop(table: Sequence[MatchedRow]) -> Figure:
     if not table:
         raise UserError("The table has no rows to draw: pass what runs.matched_table returned.")
     excluded = [name for row in table for name in row.excluded]
-    left_out = (
-        f"Never reached it, so left out: {run_labels(excluded)}." if excluded else "Every run reached the target."
-    )
-    caption = f"Large: mean, with Student's t 95% interval over seeds. Small: one seed. {left_out}"
+    caption = f"Large: mean, with Student's t 95% interval over seeds. Small: one seed. {_left_out(excluded)}"
     fig, ((axes,),) = _canvas(8.5, 0.35 + 0.62 * len(table), caption, left=2.42)
     for y, row in enumerate(table):
         style = style_of(row.method)
@@ -311,7 +312,7 @@ def matched_drop(table: Sequence[MatchedRow]) -> Figure:
     text = f"Dot chart of prior accuracy lost, in percentage points, at {table[0].target:.0%} on the new task. "
     for row in table:
         text += f"{style_of(row.method).label} ({_row_seeds(row)}): {_drop_text(row)}. "
-    return _describe(fig, text + left_out)
+    return _describe(fig, text + _left_out(excluded))
 
 
 @rc_context(_RC)
@@ -543,10 +544,7 @@ def rate_sweep(rows: Sequence[tuple[str, float, MatchedRow]]) -> Figure:
     ordered = sorted(rows, key=lambda row: row[1])
     families = {f: [(lr, row) for g, lr, row in ordered if g == f] for f in dict.fromkeys(f for f, _, _ in rows)}
     excluded = [name for _, _, row in rows for name in row.excluded]
-    left_out = (
-        f"Never reached it, so left out: {run_labels(excluded)}." if excluded else "Every run reached the target."
-    )
-    caption = f"Large: mean, with Student's t 95% interval over seeds. Small: one seed. {left_out}"
+    caption = f"Large: mean, with Student's t 95% interval over seeds. Small: one seed. {_left_out(excluded)}"
     drops = [drop for _, _, row in rows for drop in row.drops]
     reach = min(drops, default=0.0) - 20, max(drops, default=0.0) + 20  # of the axis: two seeds may have any interval
     if any(row.lo < reach[0] or row.hi > reach[1] for _, _, row in rows):
@@ -567,7 +565,7 @@ def rate_sweep(rows: Sequence[tuple[str, float, MatchedRow]]) -> Figure:
     for family, line in families.items():
         points = "; ".join(f"at {lr:g} {_drop_text(row)} ({_row_seeds(row)})" for lr, row in line)
         text += f"{style_of(family).label}: {points}. "
-    return _describe(fig, text + left_out)
+    return _describe(fig, text + _left_out(excluded))
 
 
 Point = tuple[str, float, float]  # method, predictor, drop in percentage points
