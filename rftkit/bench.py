@@ -195,7 +195,8 @@ def gradients_in_a_loop(policy: Policy, rows: list[Row]) -> list[dict[str, torch
     parameters = {name: p for name, p in policy.model.named_parameters() if p.requires_grad}
     made = []
     for row in rows:
-        score = dynamics.token_logps(*dynamics.answer_logits(policy, [row])).sum()
+        batch = dynamics.collated(policy, [row])
+        score = -policy.model(**batch, use_cache=False).loss * (batch["labels"] != -100).sum()  # the loss is a mean over tokens
         made.append(dict(zip(parameters, torch.autograd.grad(score, list(parameters.values())), strict=True)))
     return made
 

@@ -66,21 +66,48 @@ def dense(block: Block) -> Tensor:
 # --- log-probabilities of given answers -----------------------------------------------------------------------------------
 
 
-def answer_logits(policy: Policy, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
-    """Logits (n, T, V) at the positions that predict the answers, and their targets (n, T), -100 where there is none.
-
-    TRL's collator makes the batch, so that an answer is tokenized as in training. Rows must all have an image, or none.
-    """
+def collated(policy: Policy, rows: Sequence[Row]) -> Any:
+    """The batch that TRL's collator makes of the rows, "labels" (-100 outside the answers) among it, so that an answer is tokenized
+    as in training. Raises UserError unless all rows have an image, or none."""
     if len({row.image is None for row in rows}) != 1:
         raise UserError("Rows with and without an image cannot share a batch: pass them in two calls.")
     collate = DataCollatorForVisionLanguageModeling(policy.processor, completion_only_loss=True)
     batch = collate([sft_row(row) for row in rows]).to(policy.model.device)
-    labels = batch.pop("labels")
     if rows[0].image is None:
         batch.pop("mm_token_type_ids", None)
+    return batch
+
+
+def answer_logits(policy: Policy, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
+    """Logits (n, T, V) at the positions that predict the answers, and their targets (n, T), -100 where there is none.
+
+    Raises UserError unless all rows have an image, or none.
+    """
+    batch = collated(policy, rows)
+    labels = batch.pop("labels")
     start = int((labels != -100).any(0).nonzero()[0]) - 1  # the position before the first target predicts it
     keep = torch.arange(start, labels.shape[1] - 1, device=labels.device)
-    return policy.model(**batch, logits_to_keep=keep, use_cache=False).logits, labels[:, start + 1 :]
+    with _last_mlp_from(policy.model, start):
+        logits = policy.model(**batch, logits_to_keep=keep, use_cache=False).logits
+    return logits, labels[:, start + 1 :]
+
+
+@contextlib.contextmanager
+def _last_mlp_from(model: nn.Module, start: int) -> Iterator[None]:
+    """Without the last layer's MLP at positions before `start`: no later position attends to what it says there, and nobody reads it.
+
+    An eighth of the arithmetic at prompts as long as a jigsaw's; what is read, and its gradient, stay what they are.
+    """
+    mlp = model.get_decoder().layers[-1].mlp
+    hooks = [
+        mlp.register_forward_pre_hook(lambda _, inputs: (inputs[0][:, start:],)),
+        mlp.register_forward_hook(lambda _, inputs, output: nn.functional.pad(output, (0, 0, start, 0))),
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def token_logps(logits: Tensor, targets: Tensor) -> Tensor:

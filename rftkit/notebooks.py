@@ -223,30 +223,33 @@ def write_html(notebook: Any, path: Path, folder: Path) -> None:
 def _markdown_filter() -> Any:
     """nbconvert's filter from Markdown to HTML, but for formulas: they become MathML, which browsers set without a script."""
     from jinja2 import pass_context
+    from math_core import LatexError
     from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
+
+    def mathml_or_typed(formula: str, block: bool = False) -> str:
+        try:
+            return mathml(formula, block)
+        except LatexError:
+            return f"<code>{html.escape(formula)}</code>"
 
     @pass_context
     def to_html(context: Any, source: str) -> str:
         attachments = context.get("cell", {}).get("attachments", {})
         folder = context["resources"]["metadata"]["path"]
         renderer = IPythonRenderer(escape=False, attachments=attachments, embed_images=True, path=folder)
-        renderer.inline_math = lambda body: mathml(body, block=False)
-        renderer.block_math = lambda body: mathml(body, block=True)
-        renderer.latex_environment = lambda name, body: mathml(rf"\begin{{{name}}}{body}\end{{{name}}}", block=True)
+        renderer.inline_math = mathml_or_typed
+        renderer.block_math = lambda body: f'<span class="formula">{mathml_or_typed(body, block=True)}</span>'
+        renderer.latex_environment = lambda name, body: renderer.block_math(rf"\begin{{{name}}}{body}\end{{{name}}}")
         return MarkdownWithMath(renderer=renderer).render(source)
 
     return to_html
 
 
-def mathml(formula: str, block: bool) -> str:
-    """A formula in LaTeX as MathML, as it was typed where it is not understood; `block`: it stands in a line of its own."""
-    from math_core import LatexError, LatexToMathML
+def mathml(formula: str, block: bool = False) -> str:
+    """A formula in LaTeX as MathML; `block`: it stands in a line of its own. Raises math_core.LatexError where it is not understood."""
+    from math_core import LatexToMathML
 
-    try:
-        text = LatexToMathML(annotation=True).convert_with_local_state(formula, displaystyle=block)
-    except LatexError:
-        text = f"<code>{html.escape(formula)}</code>"
-    return f'<span class="formula">{text}</span>' if block else text
+    return LatexToMathML(annotation=True).convert_with_local_state(formula, displaystyle=block)
 
 
 def _title(notebook: Any) -> str:

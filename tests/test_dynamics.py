@@ -42,6 +42,16 @@ def test_batched_gradients_are_those_of_one_backward_each(policy):
             torch.testing.assert_close(batched[name][i], gradient, rtol=1e-3, atol=1e-5 * float(gradient.abs().max() + 1))
 
 
+def test_what_the_last_mlp_leaves_out_is_read_by_nobody(policy):
+    rows = JIGSAW.rows(3, 2, "train")
+    policy.model.eval()
+    with torch.no_grad():
+        logits, targets = dynamics.answer_logits(policy, rows)
+        whole = policy.model(**dynamics.collated(policy, rows), use_cache=False).logits
+    torch.testing.assert_close(logits, whole[:, -1 - targets.shape[1] : -1])
+    assert not policy.model.get_decoder().layers[-1].mlp._forward_pre_hooks
+
+
 def test_a_subset_and_the_batch_size_change_nothing(policy):
     some = dynamics.gradients(policy, ROWS, where=r"layers\.1\..*down_proj", batch_size=1)
     whole = dynamics.gradients(policy, ROWS)

@@ -8,9 +8,11 @@ import html
 from typing import Any
 
 from docutils import nodes
-from math_core import LatexError, LatexToMathML
+from math_core import LatexError
 from sphinx.application import Sphinx
 from sphinx.util import logging
+
+from rftkit import notebooks
 
 project = "rftkit"
 author = "The rftkit developers"
@@ -52,14 +54,12 @@ html_theme_options: dict[str, Any] = {
     "pygments_dark_style": "a11y-high-contrast-dark",
 }
 
-LATEX = LatexToMathML(annotation=True)
-
 
 def mathml(node: nodes.Element, block: bool) -> str:
     """The formula as MathML; one that is not understood is a warning, which ends the build, and stands as it was typed."""
     text = node.astext()
     try:
-        return LATEX.convert_with_local_state(text, displaystyle=block)
+        return notebooks.mathml(text, block)
     except LatexError as error:
         logging.getLogger(__name__).warning("formula %r: %s", text, error, location=node)
         return f"<code>{html.escape(text)}</code>"
