@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from rftkit import arms as course
-from rftkit import parity, plots, predict, runs, two_stage, verdicts
+from rftkit import parity, plots, predict, risks, runs, two_stage, verdicts
 from rftkit.config import PRESETS, UserError
 from rftkit.judged import JUDGES, Arms, Study, arms_of, judge
 from rftkit.predict import Point
@@ -114,14 +114,19 @@ def load_points(folder: Path = runs.RECORDED_DIR) -> list[Point]:
     return [point for path in sorted((folder / "parity").glob("parity-s*.json")) for point in predict.load(path)]
 
 
+def load_risks(folder: Path = runs.RECORDED_DIR, preset: str = "tiny") -> dict[int, risks.Study]:
+    """The risks of updates by seed of a folder as `course/recorded`."""
+    return risks.recorded(folder / "seven") if preset == "tiny" else {}
+
+
 def recorded(folder: Path = runs.RECORDED_DIR, preset: str = "tiny", only: str = "") -> list[Line]:
     """The ledger of all that a folder as `course/recorded` holds."""
-    return ledger(*load_runs(folder, preset), only, points=load_points(folder))
+    return ledger(*load_runs(folder, preset), only, points=load_points(folder), risks=load_risks(folder, preset))
 
 
 def ledger(
     arms: Arms, studies: Sequence[Study] = (), only: str = "", target: float = course.TARGET, points: Sequence[Point] = (),
-    goal: float = parity.TARGET,
+    goal: float = parity.TARGET, risks: Mapping[int, risks.Study] | None = None,
 ) -> list[Line]:  # fmt: skip
     """One line a claim; `only` those of the notebook that begins so, as "05". `target` is the accuracy on the jigsaw at which arms
     are compared, `goal` that on ParityMNIST, of which the points are."""
@@ -130,7 +135,7 @@ def ledger(
         raise UserError(f"No claim belongs to a notebook {only!r}: choose one of {', '.join(_notebooks())}.")
     lines = []
     for claim in claims:
-        parts = tuple(judge(claim.id, arms, studies, target, points=points, goal=goal)) if claim.id in JUDGES else ()
+        parts = tuple(judge(claim.id, arms, studies, target, points=points, goal=goal, risks=risks)) if claim.id in JUDGES else ()
         lines.append(Line(claim, parts, _files(parts, arms)))
     return lines
 
@@ -142,8 +147,8 @@ def _notebooks() -> list[str]:
 def _files(parts: Sequence[Part], arms: Arms) -> tuple[str, ...]:
     preset = {r.name: r.preset for some in arms.values() for r in some.values()}
     names = dict.fromkeys(name for p in parts for name in p.runs)
-    of = {name: "parity" if name.startswith("parity-s") else "points" for name in names}
-    return tuple(f"{preset[name]}-{name}.json" if name in preset else f"{of[name]}/{name}.json" for name in names)
+    folders = {"parity": "parity", "weights": "points", "risks": "seven"}  # of what is no run
+    return tuple(f"{preset[name]}-{name}.json" if name in preset else f"{folders[name.partition('-')[0]]}/{name}.json" for name in names)
 
 
 # --- as text ------------------------------------------------------------------------------------------------------------------

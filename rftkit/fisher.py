@@ -312,6 +312,14 @@ def fits(laws: Sequence[Law], predictor: Literal["gold", "sampled"] = "gold", se
     return {how: fit(x, [one.risk[how] for one in laws], seed) for how in common}
 
 
+def doublings(laws: Sequence[Law], how: How, predictor: Literal["gold", "sampled"] = "gold") -> float:
+    """log2 of measured over predicted risk, both summed over prompts: 0 where the formula holds, 1 where the risk is twice as large.
+    NaN where either sum is 0."""
+    predicted = sum(one.variance * getattr(one, predictor) for one in laws)
+    measured = sum(one.risk[how] for one in laws)
+    return math.log2(measured / predicted) if measured > 0 and predicted > 0 else math.nan
+
+
 @dataclass(frozen=True)
 class Signal:
     """Which prompts move the policy. pass_rate (g,) is the share of right answers, norm (g,) the length of the group's gradient.
@@ -338,6 +346,15 @@ def signal(groups: Sequence[Group], how: How = "grpo", right: float = 0.5) -> Si
         own = norm[(pass_rate - rate).abs() < 1e-6]
         by_rate[rate] = (float(own.mean()), len(own))
     return Signal(flat, pass_rate, norm, by_rate)
+
+
+def over_mixed(groups: Sequence[Group], share: float, how: How = "grpo") -> float:
+    """Mean gradient norm of the groups with this share of right answers over that of those with some right and some wrong; NaN where one
+    of the two does not occur, or mixed groups have no gradient."""
+    found = signal(groups, how)
+    inside = found.norm[(found.pass_rate - share).abs() < 1e-6]
+    mixed = found.norm[(found.pass_rate > 0) & (found.pass_rate < 1)]
+    return float(inside.mean() / mixed.mean()) if len(inside) and len(mixed) and mixed.mean() > 0 else math.nan
 
 
 # --- a policy's scores ---------------------------------------------------------------------------------------------------------

@@ -11,13 +11,13 @@ import operator
 import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 
 from rftkit import arms as course
-from rftkit import blends, continual, evals, parity, predict, runs, spectra, two_stage
+from rftkit import blends, continual, evals, fisher, parity, predict, risks, runs, spectra, two_stage
 from rftkit.config import UserError
 from rftkit.predict import Point
 from rftkit.runs import RunRecord
@@ -45,7 +45,7 @@ NEAR_ORACLE = 3.0  # points (notebook 08)
 @dataclass(frozen=True)
 class Given:
     """Runs, studies of weights (two_stage.study), the accuracy on the jigsaw at which arms are compared, and how FM is read; points of
-    ParityMNIST with their bases (parity.sweep), and the parity accuracy at which its arms are compared."""
+    ParityMNIST with their bases (parity.sweep), and the parity accuracy at which its arms are compared; risks of updates by seed."""
 
     arms: Arms
     studies: Sequence[Study] = ()
@@ -53,6 +53,7 @@ class Given:
     reading: Reading = ("T", "all")
     points: Sequence[Point] = ()
     goal: float = parity.TARGET
+    risks: Mapping[int, risks.Study] = field(default_factory=dict)
 
 
 def arms_of(records: Sequence[RunRecord]) -> dict[str, dict[int, RunRecord]]:
@@ -808,6 +809,36 @@ def a7(given: Given) -> list[Part]:
     ]
 
 
+def _at_place(given: Given, place: str, of: Callable[[Sequence[fisher.Group]], float]) -> Values:
+    """of(groups at the base, or after GRPO) of each seed; no value where it is NaN."""
+    found = {seed: of(study[place]) for seed, study in given.risks.items()}
+    names = {seed: (f"risks-s{seed}",) for seed in found}
+    missed = tuple(f"risks-s{seed}" for seed, value in found.items() if not math.isfinite(value))
+    return Values({seed: value for seed, value in found.items() if math.isfinite(value)}, names, missed)
+
+
+def a8(given: Given) -> list[Part]:
+    def doublings(how: fisher.How) -> Callable[[Sequence[fisher.Group]], float]:
+        return lambda groups: abs(fisher.doublings([fisher.law(g) for g in groups], how))
+
+    ways: dict[fisher.How, str] = {"centred": "reward minus mean", "grpo": "GRPO as run"}
+    return [
+        part(f"risk, measured over predicted, {label}, {place}: size of its log2, below 1", _at_place(given, place, doublings(how)), 1, -1, form=".2f")
+        for place in (risks.BASE, risks.AFTER) for how, label in ways.items()
+    ]  # fmt: skip
+
+
+def a9(given: Given) -> list[Part]:
+    def percent(share: float) -> Callable[[Sequence[fisher.Group]], float]:
+        return lambda groups: 100 * fisher.over_mixed(groups, share)
+
+    shares = {"none": 0.0, "all": 1.0}
+    return [
+        part(f"gradient of groups with {word} right over mixed ones, %, {place}, below 10", _at_place(given, place, percent(share)), 10, -1, form=".0f")
+        for place in (risks.BASE, risks.AFTER) for word, share in shares.items()
+    ]  # fmt: skip
+
+
 def a10(given: Given) -> list[Part]:
     return [
         part("instances kept, %, below 90", _seven(given, "rif", _share_kept), 90, -1),
@@ -935,7 +966,7 @@ JUDGES: dict[str, Callable[[Given], list[Part]]] = {
     "H1": h1, "H2": h2, "H3": h3, "H4": h4, "H5": h5, "H6": h6, "H7": h7, "H8": h8, "H9": h9, "H10": h10, "C1": c1,
     "B1": b1, "B2": b2, "B3": b3, "B4": b4, "B5": b5, "B6": b6, "B7": b7, "B8": b8, "B9": b9, "B10": b10, "B11": b11, "B12": b12,
     "B13": b13, "B14": b14, "F1": f1, "F2": f2, "F3": f3, "F4": f4,
-    "A1": a1, "A2": a2, "A3": a3, "A4": a4, "A5": a5, "A6": a6, "A7": a7, "A10": a10,
+    "A1": a1, "A2": a2, "A3": a3, "A4": a4, "A5": a5, "A6": a6, "A7": a7, "A8": a8, "A9": a9, "A10": a10,
     "07-rate": rate, "07-updates": updates, "07-self": own_replies, "07-order": other_order, "07-remedies": remedies,
     "R1": r1, "R2": r2, "R3": r3, "R4": r4, "R5": r5, "R6": r6,
 }  # fmt: skip
@@ -943,9 +974,9 @@ JUDGES: dict[str, Callable[[Given], list[Part]]] = {
 
 def judge(
     name: str, arms: Arms, studies: Sequence[Study] = (), target: float = course.TARGET, reading: Reading = ("T", "all"),
-    points: Sequence[Point] = (), goal: float = parity.TARGET,
+    points: Sequence[Point] = (), goal: float = parity.TARGET, risks: Mapping[int, risks.Study] | None = None,
 ) -> list[Part]:  # fmt: skip
     """The parts of a claim. Raises UserError for one that no run record decides."""
     if name not in JUDGES:
         raise UserError(f"No run record decides {name!r}: ask for one of {', '.join(JUDGES)}.")
-    return JUDGES[name](Given(arms, studies, target, reading, points, goal))
+    return JUDGES[name](Given(arms, studies, target, reading, points, goal, risks or {}))

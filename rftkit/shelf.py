@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import transformers
 
-from rftkit import arms, claims, guide, recording, rollouts, runs, two_stage
+from rftkit import arms, claims, guide, recording, risks, rollouts, runs, two_stage
 from rftkit.config import PRESETS, Preset, UserError
 from rftkit.policy import Policy
 from rftkit.runs import RunRecord
@@ -67,17 +67,20 @@ class Shelf:
         return self.folder / f"{self.preset.name}-{job}.json"
 
     def beside(self, job: Job) -> Path | None:
-        """The file that is made of a run's weights and stands beside its record: RFT's rollouts, or the study of what SFT and RFT did
-        to the weights in notebook 05."""
+        """The file that is made of a run's weights and stands beside its record: RFT's rollouts, the study of what SFT and RFT did to
+        the weights in notebook 05, or the risks of updates in notebook 07."""
         if job.arm == "rft":
             return self.folder / arms.ROLLOUTS_DIR.name / f"{self.preset.name}-rft-s{job.seed}.jsonl"
         if job.arm == STUDIED and self.preset.name == "tiny":
             return self.folder / two_stage.STUDIES_DIR.name / f"weights-s{job.seed}.json"
+        if job.arm == AT_RISK and self.preset.name == "tiny":
+            return self.folder / risks.FOLDER.name / f"risks-s{job.seed}.json"
         return None
 
 
 IMITATE_RFT = ("sft_rollouts", "sft_dft")  # how arms begin that learn from the file of RFT's rollouts of their seed
 STUDIED = f"points_rft_{max(two_stage.PLANS['tiny'].checkpoints)}"  # RFT from SFT's end
+AT_RISK = "seven_grpo"
 
 
 def shelf_of(preset: Preset, folder: Path = runs.RECORDED_DIR, home: Path | None = None) -> Shelf:
@@ -287,6 +290,8 @@ def make(shelf: Shelf, job: Job) -> None:
 def _make_beside(shelf: Shelf, job: Job, policy: Policy, path: Path) -> None:
     if job.arm == "rft":
         rollouts.save(arms.sampled_from(policy, job.seed), path)
+    elif job.arm == AT_RISK:
+        risks.save(risks.study(shelf.preset, job.seed, policy, shelf.home), path)
     else:
         two_stage.save_study(two_stage.study(shelf.preset, job.seed, home=shelf.home), path)
 

@@ -7,11 +7,12 @@ from pathlib import Path
 from types import SimpleNamespace as Made
 
 import pytest
+import torch
 from fake_runs import dynamics_row, eval_row, record
 from hypothesis import given as drawn
 from hypothesis import strategies as st
 
-from rftkit import blends, claims, evals, judged, parity, predict, runs, verdicts
+from rftkit import blends, claims, evals, fisher, judged, parity, predict, risks, runs, verdicts
 from rftkit.__main__ import main
 from rftkit.config import UserError
 from rftkit.judged import JUDGES, arms_of, judge
@@ -190,6 +191,18 @@ DECAY = {"gains": (0.5, 0.2, 0.6, 0.3)}
 GROWTH = {"gains": (0.2, 0.5, 0.3, 0.6)}
 
 
+def risky(seed, found):
+    """Risks of updates: two answers a group, each with the same risk, which makes GRPO's twice that of reward minus mean."""
+    risk, alone = found.get("risk", 1.0) * (1 + seed / 100), found.get("alone", 1.0) * (1 + seed / 100)
+
+    def group(rewards, norm):
+        one = torch.eye(2, dtype=torch.float64)
+        return fisher.Group(torch.tensor(rewards).double(), norm**2 * one, risk * one, 1.0, -1.0, task="compose")
+
+    groups = [group([1.0, 0.0], 1.0), group([0.1, 0.0], alone), group([1.0, 0.9], alone)]
+    return dict.fromkeys((risks.BASE, risks.AFTER), groups[:1] if "risk" in found else groups)
+
+
 def back(**edits):
     known = {"none": 0.1, "swap vectors": 0.1, "swap values": 0.1, "rollback 100 %": 0.1, "random, as long as the swap": 0.1,
              "top 20 %": 0.1, "random 20 %": 0.1, "first quarter": 0.1, "rollback of the first quarter": 0.1}  # fmt: skip
@@ -272,6 +285,8 @@ CASES = {  # claim: (maker, where it holds, where it does not)
     "A6": (sequence, {"seven_sft": {"fall": 0.3}, "seven_grpo": {}, "seven_grpo_no_kl": {}, "seven_grpo_previous": {}},
            {"seven_sft": {}, "seven_grpo": {}, "seven_grpo_no_kl": {"gain": 0.02, "fall": 0.3}, "seven_grpo_previous": {"fall": 0.3}}),
     "A7": (sequence, {"seven_sft_direct": {"fall": 0.3}, "seven_grpo": {}, "seven_grpo_direct": {}}, {"seven_sft_direct": {}, "seven_grpo": {}, "seven_grpo_direct": {"gain": 0.02, "fall": 0.3}}),
+    "A8": (risky, {"risk": 0.6}, {"risk": 8.0}),
+    "A9": (risky, {"alone": 0.02}, {"alone": 0.5}),
     "A10": (sequence, {"seven_rif": {"kept": 60, "gain": 0.5}, "seven_grpo": {"gain": 0.5}, "seven_rif_random": {}},
             {"seven_rif": {"kept": 95, "fall": 0.3}, "seven_grpo": {"gain": 0.5}, "seven_rif_random": {}}),
     "07-rate": (sequence, *more_fm("grpo", "sft_rft_lr")),
@@ -296,6 +311,8 @@ def given(name, of_seed):
         return {"arms": {}, "studies": [study(seed, CASES[name][which]) for seed, which in of_seed.items()]}
     if maker is razor:
         return {"arms": {}, "points": [p for seed, which in of_seed.items() for p in razor(seed, CASES[name][which])]}
+    if maker is risky:
+        return {"arms": {}, "risks": {seed: risky(seed, CASES[name][which]) for seed, which in of_seed.items()}}
     made = [
         maker(method, seed, found) for seed, which in of_seed.items() for method, found in CASES[name][which].items()
     ]
@@ -576,7 +593,7 @@ def test_json_holds_everything(shelf, capsys):
         and part["limit"] == 0
         and part["side"] == "above"
     )
-    assert found["B1"]["parts"][0]["mean"] is None and found["A8"]["why"].startswith("live only")
+    assert found["B1"]["parts"][0]["mean"] is None and found["P1-C10"]["why"].startswith("live only")
 
 
 def test_a_page_is_written_and_checked(shelf, capsys):

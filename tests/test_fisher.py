@@ -274,6 +274,23 @@ def test_selective_updates():
     )  # 0.1 is no pass
 
 
+def test_doublings_of_the_predicted_risk():
+    laws = [fisher.law(drawn(8, seed)) for seed in range(6)]
+    measured, predicted = sum(one.risk["grpo"] for one in laws), sum(one.predicted for one in laws)
+    assert 2 ** fisher.doublings(laws, "grpo") == pytest.approx(measured / predicted)
+    without = sum(one.variance * one.sampled for one in laws)
+    assert 2 ** fisher.doublings(laws, "centred", "sampled") == pytest.approx(1 + sum(one.covariance for one in laws) / without)
+    flat = fisher.law(dataclasses.replace(drawn(), rewards=torch.ones(8).double()))
+    assert math.isnan(fisher.doublings([flat], "grpo"))
+
+
+def test_groups_without_a_right_answer_over_mixed_ones():
+    mixed, wrong = (dataclasses.replace(drawn(), rewards=torch.tensor([x] + [0.0] * 7).double()) for x in (1.0, 0.1))
+    assert fisher.over_mixed([mixed, wrong], 0.0) == pytest.approx(1, abs=1e-3)  # GRPO blows the tenth of a point up
+    assert fisher.over_mixed([mixed, wrong], 0.0, "centred") == pytest.approx(0.1)
+    assert math.isnan(fisher.over_mixed([mixed, wrong], 1.0)) and math.isnan(fisher.over_mixed([wrong], 0.0))
+
+
 # --- a policy ----------------------------------------------------------------------------------------------------------------------
 
 
