@@ -44,7 +44,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="set a parameter of the notebooks; may be repeated",
     )  # fmt: skip
     run.add_argument("--out", help="folder for what is made (default: $RFTKIT_HOME, else build)")
-    run.add_argument("--jobs", type=int, help="notebooks at a time (default: 2 at the tiny tier where there is room, else 1)")
+    run.add_argument(
+        "--jobs", type=int, help="notebooks at a time (default: 2 at the tiny tier where there is room, else 1)"
+    )
     for name, (_, text) in OWN_COMMANDS.items():
         commands.add_parser(name, help=text)
     return parser

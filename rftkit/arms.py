@@ -84,7 +84,17 @@ def rft_first(preset: Preset, seed: int, home: Path | None = None) -> tuple[runs
 
 PROMPTS = 2048  # puzzles asked for rollouts
 # settings that RFT's rollouts do not depend on: with others of these the recorded ones still serve
-NOT_RFTS = ("sft_lr", "sft_batch", "sft_steps", "micro_batch", "lora_lr", "kl_beta", "eval_n", "eval_batch", "dynamics_where")
+NOT_RFTS = (
+    "sft_lr",
+    "sft_batch",
+    "sft_steps",
+    "micro_batch",
+    "lora_lr",
+    "kl_beta",
+    "eval_n",
+    "eval_batch",
+    "dynamics_where",
+)
 EPOCH = 320  # rows of an epoch of the arm that samples from itself anew, out of twice as many puzzles
 
 
@@ -275,7 +285,20 @@ def _first(preset: Preset, seed: int, home: Path | None) -> tuple[Before, Policy
 # Of `methods.METHODS`, and in the second order, those whose sequences are recorded
 SEVEN = tuple(
     f"seven_{name}"
-    for name in ("sft", "sft_rft_lr", "sft_same_updates", "joint", "self", "replay", "grpo", "grpo_no_kl", "rloo", "remax", "rif", "rif_random")
+    for name in (
+        "sft",
+        "sft_rft_lr",
+        "sft_same_updates",
+        "joint",
+        "self",
+        "replay",
+        "grpo",
+        "grpo_no_kl",
+        "rloo",
+        "remax",
+        "rif",
+        "rif_random",
+    )
 )
 
 ARMS: dict[str, Arm] = {
@@ -295,7 +318,17 @@ ARMS: dict[str, Arm] = {
 
 
 NOTEBOOK_02 = ("sft", "sft_rft_lr", "lora_sft", "rft", "rft_kl")
-NOTEBOOK_04 = ("sft", "sft_foreign", "sft_far", "sft_rollouts", "sft_early", "sft_dft", "self_once", "self_fresh", "rft")
+NOTEBOOK_04 = (
+    "sft",
+    "sft_foreign",
+    "sft_far",
+    "sft_rollouts",
+    "sft_early",
+    "sft_dft",
+    "self_once",
+    "self_fresh",
+    "rft",
+)
 
 
 def predictors(record: runs.RunRecord) -> dict[str, float] | None:
@@ -305,7 +338,11 @@ def predictors(record: runs.RunRecord) -> dict[str, float] | None:
     if not rows:
         return None
     cosines = rows[0]["cosine"].values()
-    return {"perplexity": rows[0]["perplexity"], "norm": rows[0]["train_norm"], "direction": sum(cosines) / len(cosines)}
+    return {
+        "perplexity": rows[0]["perplexity"],
+        "norm": rows[0]["train_norm"],
+        "direction": sum(cosines) / len(cosines),
+    }
 
 
 # --- what the README shows, made from the recorded runs ---------------------------------------------------------------------
@@ -353,12 +390,17 @@ def _points() -> list[str]:
         return ["Not enough runs are recorded."]
     last = max(r.evals()[-1]["step"] for r in first.values())
     peaks = {seed: two_stage.peak(r) for seed, r in first.items()}
-    lines = ["| | seeds | update | in distribution | out of distribution | change out of distribution by RFT |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| | seeds | update | in distribution | out of distribution | change out of distribution by RFT |",
+        "|---|---|---|---|---|---|",
+    ]
 
     def line(name: str, runs_: dict[int, runs.RunRecord], steps: dict[int, int], gain: str = "-") -> None:
         shares = [[two_stage.at(r, steps[s], cell) for s, r in runs_.items()] for cell in (two_stage.ID, two_stage.OOD)]
         seen = ", ".join(map(str, runs_))
-        lines.append(f"| {name} | {seen} | {_range(list(steps.values()))} | {_percent(shares[0])} | {_percent(shares[1])} | {gain} |")
+        lines.append(
+            f"| {name} | {seen} | {_range(list(steps.values()))} | {_percent(shares[0])} | {_percent(shares[1])} | {gain} |"
+        )
 
     line("SFT, the peak that validation hands choose", first, peaks)
     line("SFT, last update", first, dict.fromkeys(first, last))
@@ -376,7 +418,10 @@ def _points() -> list[str]:
 
 def _sums() -> list[str]:
     """Every arm on long sums: what it learnt, also on the longest, and what it lost."""
-    lines = ["| arm | seeds | right | right, five terms | lost at the end | lost on the way | got there |", "|---|---|---|---|---|---|---|"]
+    lines = [
+        "| arm | seeds | right | right, five terms | lost at the end | lost on the way | got there |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for name in (arm for arm in ARMS if arm.startswith("sums_")):
         some = [blends.from_base(r) for r in recorded((name,))]
         if len(some) < 2:
@@ -396,7 +441,10 @@ def _sums() -> list[str]:
 
 def _sevens() -> list[str]:
     """Every sequence of seven tasks: what it knows at the end, what it forgot, and what it had learnt."""
-    lines = ["| method | seeds | AvgAcc | FM | gain | probes | updates | replies sampled |", "|---|---|---|---|---|---|---|---|"]
+    lines = [
+        "| method | seeds | AvgAcc | FM | gain | probes | updates | replies sampled |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     for name in (arm for arm in ARMS if arm.startswith("seven_")):
         some = [continual.Sequence(r) for r in recorded((name,))]
         if len(some) < 2:
@@ -485,7 +533,9 @@ def _figure(records: list[runs.RunRecord]) -> Figure:
 
 def recorded(methods: Sequence[str]) -> list[runs.RunRecord]:
     """The recorded runs of the tiny tier of these arms, in their order."""
-    return sorted((r for r in runs.load_recorded() if r.method in methods), key=lambda r: (list(methods).index(r.method), r.seed))
+    return sorted(
+        (r for r in runs.load_recorded() if r.method in methods), key=lambda r: (list(methods).index(r.method), r.seed)
+    )
 
 
 def write_results() -> None:
@@ -493,7 +543,9 @@ def write_results() -> None:
     folder = ROOT / "course" / "figures"
     folder.mkdir(parents=True, exist_ok=True)
     _figure(recorded(NOTEBOOK_02)).savefig(folder / "sft_vs_rft.png", dpi=150, transparent=True)
-    matched_drop(runs.matched_table(recorded(NOTEBOOK_04), TARGET)).savefig(folder / "rollout_sft.png", dpi=150, transparent=True)
+    matched_drop(runs.matched_table(recorded(NOTEBOOK_04), TARGET)).savefig(
+        folder / "rollout_sft.png", dpi=150, transparent=True
+    )
     for page, text in ((ROOT / "README.md", summary()), (ROOT / "course" / "results.md", results())):
         head, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
         runs.write_whole(page, head + BEGIN + "\n\n" + text + "\n\n" + END + rest.partition(END)[2])

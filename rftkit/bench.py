@@ -196,7 +196,9 @@ def gradients_in_a_loop(policy: Policy, rows: list[Row]) -> list[dict[str, torch
     made = []
     for row in rows:
         batch = dynamics.collated(policy, [row])
-        score = -policy.model(**batch, use_cache=False).loss * (batch["labels"] != -100).sum()  # the loss is a mean over tokens
+        score = (
+            -policy.model(**batch, use_cache=False).loss * (batch["labels"] != -100).sum()
+        )  # the loss is a mean over tokens
         made.append(dict(zip(parameters, torch.autograd.grad(score, list(parameters.values())), strict=True)))
     return made
 
@@ -250,7 +252,10 @@ def whole_training(preset: Preset, method: str, kit: bool, steps: int = 3, warm_
         del policy.model.model.get_image_features  # back to the class's own
     clock, lr = Clock(warm_up), preset.lora_lr if method == "sft" and preset.lora_rank else preset.rft_lr
     with TemporaryDirectory() as folder:
-        usual = {"output_dir": folder, **recording.trainer_arguments(preset, lr, steps + warm_up, 0, steps + warm_up + 1)}
+        usual = {
+            "output_dir": folder,
+            **recording.trainer_arguments(preset, lr, steps + warm_up, 0, steps + warm_up + 1),
+        }
         made: dict[str, Any] = {
             "processing_class": policy.processor, "callbacks": [clock],
             "peft_config": sft.lora_config(preset.lora_rank) if preset.lora_rank else None,

@@ -135,7 +135,11 @@ def ledger(
         raise UserError(f"No claim belongs to a notebook {only!r}: choose one of {', '.join(_notebooks())}.")
     lines = []
     for claim in claims:
-        parts = tuple(judge(claim.id, arms, studies, target, points=points, goal=goal, risks=risks)) if claim.id in JUDGES else ()
+        parts = (
+            tuple(judge(claim.id, arms, studies, target, points=points, goal=goal, risks=risks))
+            if claim.id in JUDGES
+            else ()
+        )
         lines.append(Line(claim, parts, _files(parts, arms)))
     return lines
 
@@ -148,7 +152,10 @@ def _files(parts: Sequence[Part], arms: Arms) -> tuple[str, ...]:
     preset = {r.name: r.preset for some in arms.values() for r in some.values()}
     names = dict.fromkeys(name for p in parts for name in p.runs)
     folders = {"parity": "parity", "weights": "points", "risks": "seven"}  # of what is no run
-    return tuple(f"{preset[name]}-{name}.json" if name in preset else f"{folders[name.partition('-')[0]]}/{name}.json" for name in names)
+    return tuple(
+        f"{preset[name]}-{name}.json" if name in preset else f"{folders[name.partition('-')[0]]}/{name}.json"
+        for name in names
+    )
 
 
 # --- as text ------------------------------------------------------------------------------------------------------------------

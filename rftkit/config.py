@@ -168,6 +168,8 @@ def _check(p: Preset) -> None:
     try:
         re.compile(p.dynamics_where)
     except re.error as error:
-        raise UserError(f"dynamics_where = {p.dynamics_where!r} is no regular expression ({error}): mend it.") from error
+        raise UserError(
+            f"dynamics_where = {p.dynamics_where!r} is no regular expression ({error}): mend it."
+        ) from error
     if p.rows * p.cols < 2:
         raise UserError(f"A {p.rows}x{p.cols} grid has nothing to shuffle: use at least two tiles.")

@@ -198,7 +198,9 @@ def _blended(preset: Preset, name: str) -> Work:
     if name.startswith("jigsaw_"):
         return Work(name, kind, preset, preset.rft_steps, preset.max_completion, 1 + -(-preset.rft_steps // 20))
     preset = blends.own_preset(preset, plan)
-    return Work(name, kind, preset, plan.steps, preset.max_completion, 1 + plan.evaluations + len(plan.first) * (kind == "sft"))
+    return Work(
+        name, kind, preset, plan.steps, preset.max_completion, 1 + plan.evaluations + len(plan.first) * (kind == "sft")
+    )
 
 
 def _in_a_row(preset: Preset, name: str) -> Work:
@@ -209,7 +211,9 @@ def _in_a_row(preset: Preset, name: str) -> Work:
     preset = dataclasses.replace(preset, max_completion=plan.max_completion)
     tasks, beta = len(ORDER_A), plan.beta if method.family == "rft" and method.kl else 0.0
     stages = 1 if method.data == "joint" else tasks
-    return Work(name, method.family, preset, tasks * getattr(plan, method.updates), plan.max_completion, stages + 1, beta)
+    return Work(
+        name, method.family, preset, tasks * getattr(plan, method.updates), plan.max_completion, stages + 1, beta
+    )
 
 
 # --- memory ------------------------------------------------------------------------------------------------------------------
@@ -250,7 +254,8 @@ def weight_bytes(preset: Preset) -> Bytes:
     return {
         "projections" + (" (NF4)" if preset.quantize == "nf4" else ""): linear,
         "embeddings, head, norms": (shape.language - shape.linear) * language,
-        "vision tower": shape.vision * (4 if policy.wide_tower(preset) else size.weight if preset.freeze_vision else size.stream),
+        "vision tower": shape.vision
+        * (4 if policy.wide_tower(preset) else size.weight if preset.freeze_vision else size.stream),
     }
 
 
@@ -686,7 +691,9 @@ class Card:
                     f"{evaluates / (trains + evaluates):6.0%}"
                 )
             if len(self.works) > 1:
-                lines.append(f"  {device.name:6} evaluations take at most {self.evaluation_share(device):.0%} of all arms' time together")
+                lines.append(
+                    f"  {device.name:6} evaluations take at most {self.evaluation_share(device):.0%} of all arms' time together"
+                )
         lines.append("Others published (grade C: one secondary source each), and what this page would have said:")
         for p in PUBLISHED:
             s = seconds_of(p.work, next(d for d in DEVICES if d.name == p.device))
@@ -778,7 +785,9 @@ def _minutes(works: Sequence[Work], preset: Preset) -> str:
             return f"not predicted for {name}; `python -m rftkit cost` says what other cards take"
         return f"about {sum(seconds_in_all(work, device)[0] for work in works) / 60:.0f} minutes on this {device.name}"
     seconds = {work.name: recorded_seconds(work) for work in works}
-    said = ", ".join(f"{name} {'not recorded' if s is None else f'about {s / 60:.1f} minutes'}" for name, s in seconds.items())
+    said = ", ".join(
+        f"{name} {'not recorded' if s is None else f'about {s / 60:.1f} minutes'}" for name, s in seconds.items()
+    )
     return f"{said}, by the recorded runs, each on one thread of a busy two-core machine"
 
 

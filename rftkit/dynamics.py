@@ -177,7 +177,9 @@ def per_example_gradients(
     for module in own:
         if not (isinstance(module, nn.Linear | nn.Embedding) or _is_rms_norm(module)):
             raise UserError(f"Per-example gradients of a {type(module).__name__} are not written: narrow `where`.")
-    seen: list[tuple[nn.Module, Tensor, Tensor]] = []  # (layer, its input, its output), in the order of the forward pass
+    seen: list[
+        tuple[nn.Module, Tensor, Tensor]
+    ] = []  # (layer, its input, its output), in the order of the forward pass
 
     def watch(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         seen.append((module, inputs[0].detach(), output))
@@ -195,7 +197,9 @@ def per_example_gradients(
     blocks: Gradients = {}
     for (module, x, _), d in zip(seen, at_outputs, strict=True):
         if len(d) != len(scores):  # as in the vision tower, whose input is all images' patches in a row
-            raise UserError(f"A {type(module).__name__} does not see one row an example: narrow `where` to the language model.")
+            raise UserError(
+                f"A {type(module).__name__} does not see one row an example: narrow `where` to the language model."
+            )
         for parameter, make in _layer_gradients(module, x, d):
             if name := names.get(id(parameter)):
                 block = keep(name, dense(make())) if keep else make()
@@ -230,7 +234,11 @@ def _layer_gradients(module: Any, x: Tensor, d: Tensor) -> Iterator[tuple[Tensor
 def _embedding_gradient(ids: Tensor, d: Tensor, size: int) -> Tensor:
     """(n, tokens) ids and (n, tokens, h) gradients -> (n, size, h): each word collects from where it was read."""
     rows = ids + size * torch.arange(len(ids), device=ids.device)[:, None]
-    return d.new_zeros(len(ids) * size, d.shape[-1]).index_add_(0, rows.flatten(), d.flatten(0, 1)).view(len(ids), size, -1)
+    return (
+        d.new_zeros(len(ids) * size, d.shape[-1])
+        .index_add_(0, rows.flatten(), d.flatten(0, 1))
+        .view(len(ids), size, -1)
+    )
 
 
 def _is_rms_norm(module: nn.Module) -> bool:
@@ -308,6 +316,7 @@ class CountSketch:
 
 
 # --- one step, predicted and measured ---------------------------------------------------------------------------------------
+
 
 def predicted(policy: Policy, train: Sequence[Row], prior: Sequence[Row], lr: float, where: str = "") -> Tensor:
     """First-order change of s(v) by one SGD step on u: lr * <g_u, g_v>, shape (train, prior), in nats."""
@@ -414,7 +423,9 @@ def kernel_bound(policy: Policy, train: Sequence[Row], prior: Sequence[Row], gai
             residuals.append(residual(*answer_logits(policy, [row]))[0].cpu())
         with _stepped(policy, row, eta):
             after = _answer_logps(policy, prior)
-        moved.append(torch.stack([((a - b) / eta).square().sum() for (a, _), (b, _) in zip(after, before, strict=True)]))
+        moved.append(
+            torch.stack([((a - b) / eta).square().sum() for (a, _), (b, _) in zip(after, before, strict=True)])
+        )
     return KernelBound(torch.stack(moved), torch.stack([s for _, s in before]), torch.stack(residuals))
 
 
@@ -468,10 +479,16 @@ def measure(policy: Policy, train: Sequence[Row], prior: Sequence[Row], where: s
     products = inner(both := gradients(policy, [*train, *prior], where), both)
     n = len(train)
     first = range(n)
-    groups = {name: [n + i for i, row in enumerate(prior) if row.task == name] for name in dict.fromkeys(r.task for r in prior)}
+    groups = {
+        name: [n + i for i, row in enumerate(prior) if row.task == name]
+        for name in dict.fromkeys(r.task for r in prior)
+    }
 
     def by_probe(table: Tensor) -> dict[str, float]:
-        return {name: float(table[:, [i - n for i in index]].clamp(min=1e-30).log().mean().exp()) for name, index in groups.items()}
+        return {
+            name: float(table[:, [i - n for i in index]].clamp(min=1e-30).log().mean().exp())
+            for name, index in groups.items()
+        }
 
     squares = products.diagonal()
     return {

@@ -126,7 +126,9 @@ def markdown(given: Given) -> str:
 
 def given_of(folder: Path = runs.RECORDED_DIR, preset: str = "tiny") -> Given:
     """What a folder as `course/recorded` holds."""
-    return Given(*claims.load_runs(folder, preset), points=claims.load_points(folder), risks=claims.load_risks(folder, preset))
+    return Given(
+        *claims.load_runs(folder, preset), points=claims.load_points(folder), risks=claims.load_risks(folder, preset)
+    )
 
 
 def write(page: Path, given: Given) -> None:

@@ -694,7 +694,9 @@ def _matrix(record: RunRecord) -> evals.Floats:
 
 
 def _fm(given: Given) -> Measure:
-    return lambda record: 100 * continual.forgetting(_matrix(record), *given.reading) if continual.Sequence(record).in_a_row else None
+    return lambda record: (
+        100 * continual.forgetting(_matrix(record), *given.reading) if continual.Sequence(record).in_a_row else None
+    )
 
 
 def _average(record: RunRecord) -> float:

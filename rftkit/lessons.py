@@ -25,7 +25,9 @@ from rftkit.tasks import PROBES, Row
 
 SEED = 21  # of the bundled card base
 LARGEST = 20  # number in a lesson
-UPDATES = 750  # of the schedule's 1500: taught for longer the base plays so well that fine-tuning has little left to teach
+UPDATES = (
+    750  # of the schedule's 1500: taught for longer the base plays so well that fine-tuning has little left to teach
+)
 RECIPE = pretrain.Recipe(steps=1500, lr=1.5e-3, pool=40_000, short_batch=100, long_batch=12)
 SHARES = {"rehearsal": 0.22, "read": 0.18, "play": 0.35, "expression": 0.20, "sum": 0.05}
 

@@ -105,7 +105,9 @@ def model_folder(preset: Preset) -> Path:
     try:
         return Path(snapshot_download(preset.model, revision=preset.revision, local_files_only=True))
     except (OSError, ValueError) as error:
-        raise UserError(f"The weights of {preset.model} are not on this machine: load the model once, with a network.") from error
+        raise UserError(
+            f"The weights of {preset.model} are not on this machine: load the model once, with a network."
+        ) from error
 
 
 def _read(load: Any, folder: str, **kwargs: Any) -> Any:
@@ -323,7 +325,9 @@ def generate(
 ) -> list[str]:
     """The policy's answer to each row: the text of `generate_ids`, special tokens left out."""
     ids = generate_ids(policy, rows, max_new_tokens, temperature, seed, batch_size)
-    return policy.processor.tokenizer.batch_decode(ids, skip_special_tokens=True) if ids else []  # of no row it makes one text
+    return (
+        policy.processor.tokenizer.batch_decode(ids, skip_special_tokens=True) if ids else []
+    )  # of no row it makes one text
 
 
 @torch.no_grad()

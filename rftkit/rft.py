@@ -60,7 +60,11 @@ def template(completions: list[Any], answer: list[Any], rows: list[int], cols: l
 
 
 def rft_row(row: Row) -> dict[str, Any]:
-    return {"prompt": recording.messages_only(row), **({"image": row.image} if row.image is not None else {}), **row.data}
+    return {
+        "prompt": recording.messages_only(row),
+        **({"image": row.image} if row.image is not None else {}),
+        **row.data,
+    }
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,9 @@ def study(preset: Preset, seed: int, end: Policy, home: Path | None = None) -> S
 def save(found: Study, path: Path) -> None:
     """Write a study atomically, a group a line, numbers to six digits."""
     places = {place: [six_digits(_plain(group)) for group in groups] for place, groups in found.items()}
-    blocks = [json.dumps(place) + ": [\n" + ",\n".join(map(json.dumps, groups)) + "\n]" for place, groups in places.items()]
+    blocks = [
+        json.dumps(place) + ": [\n" + ",\n".join(map(json.dumps, groups)) + "\n]" for place, groups in places.items()
+    ]
     runs.write_whole(path, "{" + ",\n".join(blocks) + "}\n")
 
 
@@ -76,7 +78,9 @@ def load(path: Path) -> Study:
         data = json.loads(path.read_text(encoding="utf-8"))
         return {place: [_group(values) for values in data[place]] for place in (BASE, AFTER)}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{path} holds no risks of updates ({error!r}): make it again with `python -m rftkit record`.") from error
+        raise UserError(
+            f"{path} holds no risks of updates ({error!r}): make it again with `python -m rftkit record`."
+        ) from error
 
 
 def _group(values: Mapping[str, Any]) -> Group:

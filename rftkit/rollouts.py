@@ -60,7 +60,9 @@ def sample(
 ) -> list[Rollout]:  # fmt: skip
     """`k` replies to each puzzle, by prompt and sample. `step` tells apart the times that a policy in training is asked again."""
     if k < 1 or not 0 < temperature <= 5:
-        raise UserError(f"k = {k} samples at temperature {temperature} cannot be drawn: take k >= 1, 0 < temperature <= 5.")
+        raise UserError(
+            f"k = {k} samples at temperature {temperature} cannot be drawn: take k >= 1, 0 < temperature <= 5."
+        )
     needs_weights()
     out: list[Rollout] = []
     chunk = max(1, model.preset.eval_batch // k)
@@ -155,7 +157,9 @@ def _distinct(some: list[Rollout]) -> list[Rollout]:
 def card_text(card: dict[str, Any]) -> str:
     """The data card as a Markdown table."""
     shown = {key: f"{value:.2f}" if isinstance(value, float) else str(value) for key, value in card.items()}
-    return "\n".join(["| data card | |", "|---|---|", *(f"| {key.replace('_', ' ')} | {value} |" for key, value in shown.items())])
+    return "\n".join(
+        ["| data card | |", "|---|---|", *(f"| {key.replace('_', ' ')} | {value} |" for key, value in shown.items())]
+    )
 
 
 # --- files: what the model said, never what it earned ------------------------------------------------------------------------
@@ -163,11 +167,16 @@ def card_text(card: dict[str, Any]) -> str:
 
 def save(kept: Kept, path: Path) -> None:
     """One JSON line for the card, one a reply. Whole or not at all."""
-    lines = [{"card": kept.card}, *({"index": r.index, "sample": r.sample, "step": r.step, "text": r.text} for r in kept.rollouts)]
+    lines = [
+        {"card": kept.card},
+        *({"index": r.index, "sample": r.sample, "step": r.step, "text": r.text} for r in kept.rollouts),
+    ]
     try:
         runs.write_whole(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     except OSError as error:
-        raise UserError(f"The rollouts {path} were not written ({error.strerror or error}): free some space.") from error
+        raise UserError(
+            f"The rollouts {path} were not written ({error.strerror or error}): free some space."
+        ) from error
 
 
 def load(path: Path, task: Task, seed: int) -> Kept:
@@ -210,7 +219,9 @@ def _one_each(kept: Kept, text_of: Callable[[Rollout], str]) -> dict[int, str]:
 def answered(texts: dict[int, str], task: Task, seed: int, name: str) -> Data:
     """One answer a puzzle, as data whose name holds a digest of the texts."""
     if not texts:
-        raise UserError(f"Nothing was kept for {name!r}, so there is nothing to imitate: sample more, or loosen the rule.")
+        raise UserError(
+            f"Nothing was kept for {name!r}, so there is nothing to imitate: sample more, or loosen the rule."
+        )
     items = sorted(texts.items())
     digest = hashlib.sha256(json.dumps(items).encode()).hexdigest()[:12]
 
@@ -253,7 +264,11 @@ def in_other_words(row: Row, prompt_style: str, far: bool) -> str:
 def _short(places: list[int], far: bool) -> str:
     if max(places) >= GRID * GRID:
         raise UserError(f"The short wording knows {GRID}x{GRID} grids only: use the prompt style 'full'.")
-    name = (lambda p: f"{ROWS[p // GRID]} {LIGHTS[p % GRID]}") if far else (lambda p: f"{LIGHTS[p % GRID]} {GROUNDS[p // GRID]}")
+    name = (
+        (lambda p: f"{ROWS[p // GRID]} {LIGHTS[p % GRID]}")
+        if far
+        else (lambda p: f"{LIGHTS[p % GRID]} {GROUNDS[p // GRID]}")
+    )
     return " ".join(name(p) for p in places)
 
 

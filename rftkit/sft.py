@@ -21,7 +21,11 @@ from rftkit.tasks import Row
 def sft_row(row: Row) -> dict[str, Any]:
     """A row in TRL's prompt-completion form: the loss falls on the completion only."""
     completion = [{"role": "assistant", "content": row.answer}]
-    return {"prompt": recording.messages_only(row), "completion": completion, "images": [] if row.image is None else [row.image]}
+    return {
+        "prompt": recording.messages_only(row),
+        "completion": completion,
+        "images": [] if row.image is None else [row.image],
+    }
 
 
 class Rows(Protocol):
@@ -120,7 +124,9 @@ def train_sft(
     usual = sft_arguments(preset)
     data = data or answers_only(preset, seed)
     if data.ordered and processes() > 1:
-        raise UserError(f"The rows {data.name!r} are sampled while training, by one process: start one, not {processes()}.")
+        raise UserError(
+            f"The rows {data.name!r} are sampled while training, by one process: start one, not {processes()}."
+        )
     config = {
         "lr": lr, "steps": steps, "batch": preset.sft_batch, "lora_rank": rank, "data": data.name, "loss_type": loss_type,
         **(settings or {}),
@@ -135,7 +141,9 @@ def train_sft(
             **recording.trainer_arguments(preset, lr, steps, seed, save_every),
         )  # fmt: skip
         recorder.examples_per_step = preset.sft_batch
-        adapter = lora_config(rank) if rank and not isinstance(policy.model, PeftModel) else None  # `after` brings its own
+        adapter = (
+            lora_config(rank) if rank and not isinstance(policy.model, PeftModel) else None
+        )  # `after` brings its own
         made = trainer(
             policy.model, args=args, train_dataset=recording.lazy_dataset(lambda i: sft_row(rows[i]), len(rows)),
             processing_class=policy.processor, peft_config=adapter, callbacks=[recorder],

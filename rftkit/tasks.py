@@ -321,5 +321,8 @@ def messages(row: Row, system: str | None = None) -> list[dict[str, Any]]:
     content: list[dict[str, Any]] = [{"type": "image", "image": row.image}] if row.image is not None else []
     turns: list[dict[str, Any]] = [{"role": "user", "content": [*content, {"type": "text", "text": row.prompt}]}]
     for reply, answer in row.history:
-        turns += [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in (("assistant", reply), ("user", answer))]
+        turns += [
+            {"role": role, "content": [{"type": "text", "text": text}]}
+            for role, text in (("assistant", reply), ("user", answer))
+        ]
     return turns if system is None else [{"role": "system", "content": system}, *turns]

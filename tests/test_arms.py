@@ -29,9 +29,7 @@ def test_every_arm_is_recorded_with_three_seeds_and_the_settings_of_today():
             assert_sequences_have_todays_settings(arm, mine)
             continue
         assert len({r.config["lr"] for r in mine}) == 1 and len({r.config["steps"] for r in mine}) == 1, arm
-        assert {r.config["base"] for r in mine} == {recording.weights_id(preset, None)}, (
-            "runs of another base"
-        )
+        assert {r.config["base"] for r in mine} == {recording.weights_id(preset, None)}, "runs of another base"
         for key in ("model", "eval_n", "rft_group", "sft_batch", "rft_lr"):
             assert {r.config["preset"][key] for r in mine} == {getattr(preset, key)}
 

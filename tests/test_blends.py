@@ -36,7 +36,15 @@ def test_an_evaluation_counts_levels_words_and_samples(preset, tmp_path):
 
 def test_oracles_differ_in_name_and_text():
     row = chains.task(blends.GAME).row(0, 0, "train")
-    oracles = (blends.ORACLE, blends.PRACTISED, blends.FOREIGN, blends.WORDY, blends.WRONG, blends.weak(0.9), blends.weak(0.9, True))
+    oracles = (
+        blends.ORACLE,
+        blends.PRACTISED,
+        blends.FOREIGN,
+        blends.WORDY,
+        blends.WRONG,
+        blends.weak(0.9),
+        blends.weak(0.9, True),
+    )
     assert len({oracle.name for oracle in oracles}) == len(oracles)
     right = [chains.score(oracle.says(row), row.data["chain"]) == "correct" for oracle in oracles[:5]]
     assert right == [True, True, True, True, False]
@@ -47,7 +55,10 @@ def test_sft_then_rft_takes_as_many_updates_as_the_others(preset, tmp_path):
     record, _ = blends.sft_then_rft(preset, 0, plan=plan, home=tmp_path)
     learnt, _ = blends.imitate(preset, 0, plan=plan, home=tmp_path)
     assert [row["step"] for row in record.evals()] == [0, 2, 3, 4, 5]
-    assert record.evals()[:3] == learnt.evals()[:3] and [row["step"] for row in record.metrics if "reward" in row] == [4, 5]
+    assert record.evals()[:3] == learnt.evals()[:3] and [row["step"] for row in record.metrics if "reward" in row] == [
+        4,
+        5,
+    ]
 
 
 def test_arms_differ_and_an_unknown_one_is_told():

@@ -445,7 +445,10 @@ def test_a_run_that_missed_the_matched_accuracy_cannot_enter():
     assert found.seeds == (1, 2, 3) and found.values.missed == ("sft-s0",) and "sft-s0" not in found.runs
     (nothing,) = judge("P1-C4", arms_of(made[:1]))
     line = claims.Line(claims.load_claims()[3], (nothing,))
-    assert line.standing == "not tested" and line.why == "these did not get where it is compared, so no pair is left: SFT answer-only, seed 0"
+    assert (
+        line.standing == "not tested"
+        and line.why == "these did not get where it is compared, so no pair is left: SFT answer-only, seed 0"
+    )
 
 
 def test_the_target_and_the_reading_of_fm_may_be_others():

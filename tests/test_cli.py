@@ -195,7 +195,11 @@ def test_two_notebooks_run_at_a_time(capfd, workshop):
     assert main(["run", "3", "4", "2", "--jobs", "3"]) == 1
     out = capfd.readouterr().out
     assert "02_bad failed: cell 5 raised ValueError: first line" in out
-    assert re.findall(r"^(\d\d_\w+) .*  (ok|failed)$", out, re.M) == [("02_bad", "failed"), ("03_a", "ok"), ("04_b", "ok")]
+    assert re.findall(r"^(\d\d_\w+) .*  (ok|failed)$", out, re.M) == [
+        ("02_bad", "failed"),
+        ("03_a", "ok"),
+        ("04_b", "ok"),
+    ]
 
 
 def test_a_process_that_is_killed_is_told(capfd):
@@ -211,7 +215,9 @@ def test_an_interruption_begins_no_other_notebook(workshop):
     for name in ("03_a", "04_b", "05_c"):
         write(name, f"import time\nfrom pathlib import Path\nPath({str(workshop / name)!r}).touch()\ntime.sleep(120)")
     process = subprocess.Popen(
-        [sys.executable, "-m", "rftkit", "run", "3", "4", "5", "--jobs", "2"], start_new_session=True, env=os.environ | {"PYTHONPATH": str(ROOT)}
+        [sys.executable, "-m", "rftkit", "run", "3", "4", "5", "--jobs", "2"],
+        start_new_session=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
     )
     deadline = time.monotonic() + 120
     while len(list(workshop.glob("0?_?"))) < 2:
@@ -223,7 +229,8 @@ def test_an_interruption_begins_no_other_notebook(workshop):
 
 
 @pytest.mark.parametrize(
-    ("preset", "cores", "free", "jobs"), [("tiny", 2, 8e9, 2), ("tiny", 1, 8e9, 1), ("tiny", 8, 4e9, 1), ("qlora", 8, 64e9, 1)]
+    ("preset", "cores", "free", "jobs"),
+    [("tiny", 2, 8e9, 2), ("tiny", 1, 8e9, 1), ("tiny", 8, 4e9, 1), ("qlora", 8, 64e9, 1)],
 )
 def test_how_many_at_a_time(monkeypatch, preset, cores, free, jobs):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)

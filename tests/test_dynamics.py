@@ -39,7 +39,9 @@ def test_batched_gradients_are_those_of_one_backward_each(policy):
     assert set(batched) == set(loop[0]) and any("embed_tokens" in name for name in batched)
     for i, single in enumerate(loop):
         for name, gradient in single.items():
-            torch.testing.assert_close(batched[name][i], gradient, rtol=1e-3, atol=1e-5 * float(gradient.abs().max() + 1))
+            torch.testing.assert_close(
+                batched[name][i], gradient, rtol=1e-3, atol=1e-5 * float(gradient.abs().max() + 1)
+            )
 
 
 def test_what_the_last_mlp_leaves_out_is_read_by_nobody(policy):
@@ -195,7 +197,9 @@ def test_the_symmetry_theorem_holds_for_sgd_and_fails_for_adam_and_one_sided_mea
     assert relative(mean) > 0.2
     small = [1e-5, 2e-5, 4e-5]
     adam = [dynamics.one_step(policy, ROWS, ROWS, lr, "adamw") for lr in small]
-    assert slope(small, [dynamics.asymmetry(c) for c in adam]) == pytest.approx(1, abs=0.3)  # first order: no smaller step helps
+    assert slope(small, [dynamics.asymmetry(c) for c in adam]) == pytest.approx(
+        1, abs=0.3
+    )  # first order: no smaller step helps
     assert relative(adam[0]) > 2 * relative(changes[0])
 
 
@@ -223,12 +227,19 @@ def test_cosine_of_means_is_that_of_the_mean_gradients(policy):
     blocks = dynamics.gradients(policy, ROWS)
     flat = torch.cat([dynamics.dense(b).flatten(1) for b in blocks.values()], 1)
     expected = torch.cosine_similarity(flat[:3].mean(0), flat[5:].mean(0), 0)
-    assert dynamics.cosine_of_means(dynamics.inner(blocks, blocks), range(3), [5, 6]) == pytest.approx(float(expected), abs=1e-5)
+    assert dynamics.cosine_of_means(dynamics.inner(blocks, blocks), range(3), [5, 6]) == pytest.approx(
+        float(expected), abs=1e-5
+    )
 
 
 def test_a_measurement_is_a_row_for_the_record(policy):
     row = dynamics.measure(policy, ROWS[:3], ROWS[3:])
-    assert row["kind"] == "dynamics" and set(row["bound"]) == set(row["moved"]) == set(row["cosine"]) == {"arithmetic", "color"}
+    assert row["kind"] == "dynamics" and set(row["bound"]) == set(row["moved"]) == set(row["cosine"]) == {
+        "arithmetic",
+        "color",
+    }
     assert all(-1 <= c <= 1 for c in row["cosine"].values())
-    numbers = [v for v in row.values() if isinstance(v, float)] + list(row["bound"].values()) + list(row["moved"].values())
+    numbers = (
+        [v for v in row.values() if isinstance(v, float)] + list(row["bound"].values()) + list(row["moved"].values())
+    )
     assert all(math.isfinite(v) and v > 0 for v in numbers) and row["mean_norm"] <= row["train_norm"]

@@ -279,7 +279,9 @@ def test_doublings_of_the_predicted_risk():
     measured, predicted = sum(one.risk["grpo"] for one in laws), sum(one.predicted for one in laws)
     assert 2 ** fisher.doublings(laws, "grpo") == pytest.approx(measured / predicted)
     without = sum(one.variance * one.sampled for one in laws)
-    assert 2 ** fisher.doublings(laws, "centred", "sampled") == pytest.approx(1 + sum(one.covariance for one in laws) / without)
+    assert 2 ** fisher.doublings(laws, "centred", "sampled") == pytest.approx(
+        1 + sum(one.covariance for one in laws) / without
+    )
     flat = fisher.law(dataclasses.replace(drawn(), rewards=torch.ones(8).double()))
     assert math.isnan(fisher.doublings([flat], "grpo"))
 

@@ -457,7 +457,12 @@ def test_anls_by_hand():
     rows = [TEXT] * 4
     said = ["1998", "<think> 1998 </think> <answer> 1990 </answer>", "", "I cannot read it"]
     assert hub.published("docvqa", said, rows) == {"anls": 1.75 / 4}
-    assert [TEXT.key and scorer("docvqa")(text, TEXT) for text in said] == ["correct", "correct", "unparseable", "wrong"]
+    assert [TEXT.key and scorer("docvqa")(text, TEXT) for text in said] == [
+        "correct",
+        "correct",
+        "unparseable",
+        "wrong",
+    ]
 
 
 def test_pope_by_hand():

@@ -113,9 +113,7 @@ def test_arms_train_on_it(source, small_preset, tmp_path):
     source = copy_of(tmp_path / "words", words)
     for name in ("math_sft", "math_prefix", "math_rft"):
         run, _ = blends.math_arm(name, preset, 0, steps=2, asked=3, source=source, home=tmp_path)
-        assert (
-            [row["step"] for row in run.evals()] == [0, 1, 2] and run.status == "done" and run.method == name
-        )
+        assert [row["step"] for row in run.evals()] == [0, 1, 2] and run.status == "done" and run.method == name
         assert run.evals()[-1]["new_n"] == 3 and run.samples
     with pytest.raises(UserError, match="no arm 'math_else': choose math_sft, math_rft"):
         blends.math_arm("math_else", preset, 0, source=source)

@@ -44,7 +44,9 @@ def test_only_the_language_model_is_quantised(preset):
     model = load_policy(preset).model
     projections = [m for n, m in model.named_modules() if re.fullmatch(LORA_TARGETS, n)]
     assert len(projections) == 7 * 2 and {type(m) for m in projections} == {bnb.nn.Linear4bit}
-    assert type(model.model.visual.blocks[0].attn.qkv) is torch.nn.Linear and bnb.nn.Linear4bit not in kinds(model.model.visual)
+    assert type(model.model.visual.blocks[0].attn.qkv) is torch.nn.Linear and bnb.nn.Linear4bit not in kinds(
+        model.model.visual
+    )
     assert type(model.lm_head) is torch.nn.Linear
     assert model.lm_head.weight is model.get_input_embeddings().weight  # tied, and not quantised by the other end
     for module in projections:
@@ -147,14 +149,19 @@ def test_a_merged_run_gives_the_same_replies(method, preset, tmp_path, capsys):
     assert main(["export", str(run), str(tmp_path / "plain")]) == 0
     assert capsys.readouterr().out.endswith(f"Written to {tmp_path / 'plain'}.\n")
     plain = load_policy(dataclasses.replace(preset, model=str(tmp_path / "plain"), quantize="none", lora_rank=0))
-    assert not kinds(plain.model) & {bnb.nn.Linear4bit, peft_bnb.Linear4bit} and not (tmp_path / "plain/adapter_config.json").exists()
+    assert (
+        not kinds(plain.model) & {bnb.nn.Linear4bit, peft_bnb.Linear4bit}
+        and not (tmp_path / "plain/adapter_config.json").exists()
+    )
     rows = [*JIGSAW.rows(0, 4), *JIGSAW.rows(5, 2)]
     before = generate(load_policy(preset), rows)
     assert generate(plain, rows) == generate(trained, rows) != before
     inputs = encode(plain, rows)
     with torch.no_grad():
         torch.testing.assert_close(plain.model(**inputs).logits, trained.model(**inputs).logits, atol=1e-3, rtol=1e-3)
-    assert json.loads((tmp_path / "plain/processor_config.json").read_text())["processor_class"] == "Qwen2_5_VLProcessor"
+    assert (
+        json.loads((tmp_path / "plain/processor_config.json").read_text())["processor_class"] == "Qwen2_5_VLProcessor"
+    )
 
 
 def test_what_cannot_be_exported_is_one_sentence(preset, tmp_path, capsys):
@@ -209,4 +216,6 @@ def test_an_adapter_goes_on_from_another_and_has_gradients(preset, tmp_path):
     policy.model.eval()
     for i, single in enumerate(bench.gradients_in_a_loop(policy, rows)):
         for name, gradient in single.items():
-            torch.testing.assert_close(batched[name][i], gradient, rtol=1e-3, atol=1e-4 * float(gradient.abs().max() + 1e-3))
+            torch.testing.assert_close(
+                batched[name][i], gradient, rtol=1e-3, atol=1e-4 * float(gradient.abs().max() + 1e-3)
+            )

@@ -37,10 +37,14 @@ def test_groups_of_each_task_and_their_way_through_a_file(found, tmp_path):
         torch.testing.assert_close(second.risks, first.risks.double(), rtol=1e-5, atol=0)
         assert torch.equal(second.rewards, first.rewards)
         one, other = fisher.law(first), fisher.law(second)
-        assert other.risk == pytest.approx(one.risk, rel=1e-4, abs=1e-12) and other.gold == pytest.approx(one.gold, rel=1e-5)
+        assert other.risk == pytest.approx(one.risk, rel=1e-4, abs=1e-12) and other.gold == pytest.approx(
+            one.gold, rel=1e-5
+        )
 
 
-@pytest.mark.parametrize("damage", ["", "[]", "{}", '{"practised base": [{"rewards": [1]}], "after seven tasks by GRPO": []}'])
+@pytest.mark.parametrize(
+    "damage", ["", "[]", "{}", '{"practised base": [{"rewards": [1]}], "after seven tasks by GRPO": []}']
+)
 def test_a_damaged_file_is_named(damage, found, tmp_path):
     path = tmp_path / "risks-s0.json"
     path.write_text(damage)
@@ -61,4 +65,6 @@ def test_the_recorded_ones_hold_what_the_ledger_asks_for():
         for groups in study.values():
             assert [group.task for group in groups] == [name for name in sequence.SEVEN for _ in range(risks.PROMPTS)]
             for one in map(fisher.law, groups):
-                assert one.risk["centred"] == pytest.approx(one.variance * one.sampled + one.covariance, rel=1e-4, abs=1e-9)
+                assert one.risk["centred"] == pytest.approx(
+                    one.variance * one.sampled + one.covariance, rel=1e-4, abs=1e-9
+                )

@@ -183,7 +183,9 @@ def test_reworded_reasoning_is_right_in_the_vocabulary_and_fits(policy, tmp_path
         words = rollouts.thinking(row.answer).split()
         rows_said, columns_said = (words[0::2], words[1::2]) if far else (words[1::2], words[0::2])
         names = ("top", "middle", "bottom") if far else ("sky", "hill", "sand")
-        places = [names.index(r) * 3 + ("left", "mid", "right").index(c) for r, c in zip(rows_said, columns_said, strict=True)]
+        places = [
+            names.index(r) * 3 + ("left", "mid", "right").index(c) for r, c in zip(rows_said, columns_said, strict=True)
+        ]
         assert tuple(p + 1 for p in places) == row.data["answer"]
     long = rollouts.reworded(dataclasses.replace(preset, prompt_style="full"), JIGSAW, 0, far).rows(policy, tmp_path)[0]
     assert jigsaw.parse(long.answer, 3, 3).template and long.answer != rows[0].answer
@@ -265,7 +267,9 @@ def test_dft_is_another_loss(small_preset, tmp_path):
     for loss_type in ("nll", "dft"):
         record, _ = train_sft(small_preset, 0, steps=1, loss_type=loss_type, home=tmp_path)
         losses.append(next(m["loss"] for m in record.metrics if m["kind"] == "train"))
-    assert losses[1] < losses[0] / 5  # each token's loss weighed by its probability, which is small in an untrained model
+    assert (
+        losses[1] < losses[0] / 5
+    )  # each token's loss weighed by its probability, which is small in an untrained model
 
 
 def test_rft_stops_at_the_accuracy_asked_for(small_preset, tmp_path):

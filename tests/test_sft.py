@@ -14,7 +14,9 @@ def test_text_rows_train_as_they_are_read(small_preset):
     """TRL's collator marks image tokens even where there is no image: that must not move a text's positions."""
     policy = load_policy(small_preset)
     rows = points.task(points.TINY).rows(0, 5)
-    batch = DataCollatorForVisionLanguageModeling(policy.processor, completion_only_loss=True)([sft_row(row) for row in rows])
+    batch = DataCollatorForVisionLanguageModeling(policy.processor, completion_only_loss=True)(
+        [sft_row(row) for row in rows]
+    )
     labels = batch["labels"]
     assert "pixel_values" not in batch and (labels != -100).sum() > 5 * 10
     with torch.no_grad():

@@ -182,7 +182,9 @@ def test_the_longest_demonstration_comes_first_and_leaves_no_trace(small_preset,
     preset, sums = dataclasses.replace(small_preset, micro_batch=2), chains.task()
     data = sft.Data("sums", lambda policy, folder: sft.Lazy(64, lambda i: sums.row(0, i, "train")))
     seen = noted(monkeypatch, sft.LongestFirst, lambda inputs: inputs["attention_mask"].sum(1).tolist())
-    plain, trained = train_sft(preset, 0, data=data, steps=3, lr=1e-2, evaluate=shapes.nothing_asked, home=tmp_path / "plain")
+    plain, trained = train_sft(
+        preset, 0, data=data, steps=3, lr=1e-2, evaluate=shapes.nothing_asked, home=tmp_path / "plain"
+    )
     usual = list(seen)
     seen.clear()
     monkeypatch.setattr(recording, "rehearses", lambda preset: True)
@@ -208,7 +210,9 @@ def test_memory_that_runs_out_is_one_sentence(small_preset, tmp_path, monkeypatc
     with pytest.raises(UserError, match=r"^The GPU's memory did not suffice at update 0: [^\n]+micro_batch[^\n]+\.$"):
         train_sft(small_preset, 0, steps=1, evaluate=shapes.nothing_asked, home=tmp_path)
     (path,) = tmp_path.glob("runs/*/record.json")
-    assert runs.load_record(path).status == "running"  # on a larger card it goes on from there; other settings are another run
+    assert (
+        runs.load_record(path).status == "running"
+    )  # on a larger card it goes on from there; other settings are another run
 
 
 # --- evaluations ------------------------------------------------------------------------------------------------------------------

@@ -30,7 +30,10 @@ def test_every_checkpoint_is_evaluated_on_four_cells_and_kept(sft, preset, tmp_p
     assert [row["step"] for row in record.evals()] == [0, 1, 2, 4]
     for row in record.evals():
         assert list(row["cells"]) == ["ten-any", "ten-face", "own-any", "own-face"]
-        assert all(sum(c[v] for v in ("correct", "wrong", "unparseable")) == (8 if n in (two_stage.ID, two_stage.OOD) else 6) for n, c in row["cells"].items())
+        assert all(
+            sum(c[v] for v in ("correct", "wrong", "unparseable")) == (8 if n in (two_stage.ID, two_stage.OOD) else 6)
+            for n, c in row["cells"].items()
+        )
         assert set(row["loss"]) == set(row["cells"]) and row["new_exact"] == row["cells"]["ten-any"]["correct"] / 8
     folder = recording.run_folder(record, tmp_path)
     other = load_policy(dataclasses.replace(preset, max_completion=PLAN.max_completion))
@@ -50,7 +53,9 @@ def test_rft_goes_on_from_a_checkpoint_and_from_the_base(sft, preset, tmp_path):
     assert [row["step"] for row in record.metrics if "reward" in row] == [3, 4]
     assert record.evals()[:3] == sft[0].evals()[:3]
     fresh, _ = two_stage.rft_stage(preset, 0, 0, plan=PLAN, home=tmp_path)
-    assert [row["step"] for row in fresh.evals()] == [0, 2] and fresh.config["practice"] == "points-ten-any: 3 cards to 1 to 30 by +-; 8 and 6 hands evaluated"
+    assert [row["step"] for row in fresh.evals()] == [0, 2] and fresh.config[
+        "practice"
+    ] == "points-ten-any: 3 cards to 1 to 30 by +-; 8 and 6 hands evaluated"
     with pytest.raises(UserError, match="no checkpoint of update 3"):
         two_stage.rft_stage(preset, 0, 3, plan=PLAN, home=tmp_path)
 
@@ -82,12 +87,18 @@ def test_feedback_is_asked_again_with_all_that_was_said(monkeypatch):
         asked.append([row.history for row in some])
         # the first is solved at once, the second at the third attempt, the last never
         order = [r.prompt for r in rows]
-        return [right[r.prompt] if order.index(r.prompt) * 2 <= len(r.history) and r.prompt != order[2] else "numbers" for r in some]
+        return [
+            right[r.prompt] if order.index(r.prompt) * 2 <= len(r.history) and r.prompt != order[2] else "numbers"
+            for r in some
+        ]
 
     monkeypatch.setattr(two_stage, "generate", replies)
     assert two_stage.solved_with_feedback(None, rows, limit=5) == 2
     assert [len(some) for some in asked] == [3, 2, 2, 1, 1]
-    assert asked[2][0] == (("numbers", points.feedback(points.score("numbers", rows[1].data["hand"]), rows[1].data["hand"])),) * 2
+    assert (
+        asked[2][0]
+        == (("numbers", points.feedback(points.score("numbers", rows[1].data["hand"]), rows[1].data["hand"])),) * 2
+    )
     assert two_stage.solved_with_feedback(None, rows, limit=2) == 1
 
 
@@ -116,7 +127,9 @@ def test_the_peak_is_chosen_on_validation_hands_and_read_on_test_hands():
     record = record_of((0, 40, 40, 10), (0, 300, 350, 100), (3.0, 1.0, 2.0, 0.5))
     assert two_stage.peak(record) == 10  # the earliest of equals, though test hands would say 20
     assert two_stage.lowest_loss(record) == 30
-    assert two_stage.at(record, 10) == pytest.approx(0.3) and two_stage.at(record, 10, split="validation") == pytest.approx(0.4)
+    assert two_stage.at(record, 10) == pytest.approx(0.3) and two_stage.at(
+        record, 10, split="validation"
+    ) == pytest.approx(0.4)
     with pytest.raises(UserError, match="not evaluated at update 15"):
         two_stage.at(record, 15)
 
@@ -154,7 +167,9 @@ def test_edits_have_their_controls(two):
         torch.testing.assert_close(made["rollback 100 %"][name].matrix.float(), b, rtol=1e-4, atol=1e-5)
         swap = made["swap vectors"][name]
         gap = torch.linalg.svdvals(b.double()) - torch.linalg.svdvals(tuned[name].double())
-        assert float((swap.matrix.double() - b.double()).norm()) == pytest.approx(float(gap.norm()), rel=1e-3)  # the identity
+        assert float((swap.matrix.double() - b.double()).norm()) == pytest.approx(
+            float(gap.norm()), rel=1e-3
+        )  # the identity
         assert made["random, as long as the swap"][name].norm == pytest.approx(swap.norm, rel=1e-3)
         top, drawn = made["top 20 %"][name], made["random 20 %"][name]
         assert not torch.allclose(top.matrix.double(), drawn.matrix.double(), atol=1e-4)
@@ -196,7 +211,9 @@ def test_a_study_is_read_as_it_was_written(sft, preset, tmp_path, monkeypatch):
     path = tmp_path / "deep" / "weights-s0.json"
     two_stage.save_study(found, path)
     again = two_stage.load_study(path)
-    assert set(again["spectra"]) >= {"base to end", "end to RFT"} and again["surgery"] == json.loads(json.dumps(found["surgery"]))
+    assert set(again["spectra"]) >= {"base to end", "end to RFT"} and again["surgery"] == json.loads(
+        json.dumps(found["surgery"])
+    )
     report = next(iter(again["spectra"]["base to end"].values()))
     assert isinstance(report, spectra.MatrixReport) and 0 < report.norm < 10 and np.isfinite(report.change.left.median)
     edited = {row["edit"]: row for row in again["surgery"]["end to peak"]}

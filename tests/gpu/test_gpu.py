@@ -50,7 +50,9 @@ def test_per_example_gradients_on_the_gpu(preset):
     policy.model.eval()
     for i, single in enumerate(bench.gradients_in_a_loop(policy, rows)):
         for name, gradient in single.items():
-            torch.testing.assert_close(batched[name][i], gradient, rtol=1e-2, atol=1e-3 * float(gradient.abs().max() + 1e-3))
+            torch.testing.assert_close(
+                batched[name][i], gradient, rtol=1e-2, atol=1e-3 * float(gradient.abs().max() + 1e-3)
+            )
     sketch = dynamics.CountSketch(4096)
     small, exact = sketch.total(dynamics.gradients(policy, rows, keep=sketch)), dynamics.inner(batched, batched)
     lengths = exact.diagonal().sqrt()
