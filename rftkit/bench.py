@@ -190,7 +190,8 @@ def gradients_in_a_loop(policy: Policy, rows: list[Row]) -> list[dict[str, torch
     """The gradient of log pi(y|x) of each row by every trained parameter: what one would write first.
 
     A batch saves the small matrices' poor use of the machine, and, since it keeps a Linear layer's gradients as factors, the
-    product that makes a matrix of them; whoever asks for inner products pays for that then.
+    product that makes a matrix of them; whoever asks for inner products pays for that then. It also leaves out the last layer's MLP
+    at prompt positions, as this loop does not.
     """
     parameters = {name: p for name, p in policy.model.named_parameters() if p.requires_grad}
     made = []

@@ -129,7 +129,7 @@ def ledger(
     goal: float = parity.TARGET, risks: Mapping[int, risks.Study] | None = None,
 ) -> list[Line]:  # fmt: skip
     """One line a claim; `only` those of the notebook that begins so, as "05". `target` is the accuracy on the jigsaw at which arms
-    are compared, `goal` that on ParityMNIST, of which the points are."""
+    are compared, `goal` that on ParityMNIST, of which the points are; `risks` are those of updates, by seed."""
     claims = [c for c in load_claims() if c.notebook.startswith(only)]
     if not claims:
         raise UserError(f"No claim belongs to a notebook {only!r}: choose one of {', '.join(_notebooks())}.")

@@ -81,7 +81,7 @@ def collated(policy: Policy, rows: Sequence[Row]) -> Any:
 def answer_logits(policy: Policy, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
     """Logits (n, T, V) at the positions that predict the answers, and their targets (n, T), -100 where there is none.
 
-    Raises UserError unless all rows have an image, or none.
+    The model should be in evaluation mode: checkpointing, which only trains, would run the last layer again as a whole. Raises UserError unless all rows have an image, or none.
     """
     batch = collated(policy, rows)
     labels = batch.pop("labels")
@@ -96,7 +96,7 @@ def answer_logits(policy: Policy, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
 def _last_mlp_from(model: nn.Module, start: int) -> Iterator[None]:
     """Without the last layer's MLP at positions before `start`: no later position attends to what it says there, and nobody reads it.
 
-    An eighth of the arithmetic at prompts as long as a jigsaw's; what is read, and its gradient, stay what they are.
+    Of the bundled model's four layers that is a sixth of the arithmetic; what is read, and its gradient, stay what they are.
     """
     mlp = model.get_decoder().layers[-1].mlp
     hooks = [

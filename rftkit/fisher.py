@@ -314,7 +314,11 @@ def fits(laws: Sequence[Law], predictor: Literal["gold", "sampled"] = "gold", se
 
 def doublings(laws: Sequence[Law], how: How, predictor: Literal["gold", "sampled"] = "gold") -> float:
     """log2 of measured over predicted risk, both summed over prompts: 0 where the formula holds, 1 where the risk is twice as large.
-    NaN where either sum is 0."""
+    NaN where either sum is 0.
+
+    A statement about the sums, in which a few gold answers that the policy would hardly give weigh most: it may hold where it holds
+    for no single prompt. `fit` looks at prompts.
+    """
     predicted = sum(one.variance * getattr(one, predictor) for one in laws)
     measured = sum(one.risk[how] for one in laws)
     return math.log2(measured / predicted) if measured > 0 and predicted > 0 else math.nan
@@ -348,13 +352,17 @@ def signal(groups: Sequence[Group], how: How = "grpo", right: float = 0.5) -> Si
     return Signal(flat, pass_rate, norm, by_rate)
 
 
-def over_mixed(groups: Sequence[Group], share: float, how: How = "grpo") -> float:
-    """Mean gradient norm of the groups with this share of right answers over that of those with some right and some wrong; NaN where one
-    of the two does not occur, or mixed groups have no gradient."""
-    found = signal(groups, how)
-    inside = found.norm[(found.pass_rate - share).abs() < 1e-6]
-    mixed = found.norm[(found.pass_rate > 0) & (found.pass_rate < 1)]
-    return float(inside.mean() / mixed.mean()) if len(inside) and len(mixed) and mixed.mean() > 0 else math.nan
+def over_mixed(groups: Sequence[Group], share: float, how: How = "grpo", least: int = 3) -> float:
+    """Mean gradient norm of the groups with this share of right answers over that of those with some right and some wrong, of each task
+    by itself, since replies of tasks differ in length; the mean over the tasks with at least `least` groups of either kind, NaN without any."""
+    found = []
+    for task in dict.fromkeys(group.task for group in groups):
+        own = signal([group for group in groups if group.task == task], how)
+        inside = own.norm[(own.pass_rate - share).abs() < 1e-6]
+        mixed = own.norm[(own.pass_rate > 0) & (own.pass_rate < 1)]
+        if min(len(inside), len(mixed)) >= least and mixed.mean() > 0:
+            found.append(float(inside.mean() / mixed.mean()))
+    return sum(found) / len(found) if found else math.nan
 
 
 # --- a policy's scores ---------------------------------------------------------------------------------------------------------

@@ -813,21 +813,30 @@ def a7(given: Given) -> list[Part]:
 
 def _at_place(given: Given, place: str, of: Callable[[Sequence[fisher.Group]], float]) -> Values:
     """of(groups at the base, or after GRPO) of each seed; no value where it is NaN."""
-    found = {seed: of(study[place]) for seed, study in given.risks.items()}
-    names = {seed: (f"risks-s{seed}",) for seed in found}
-    missed = tuple(f"risks-s{seed}" for seed, value in found.items() if not math.isfinite(value))
-    return Values({seed: value for seed, value in found.items() if math.isfinite(value)}, names, missed)
+    values = {seed: of(study[place]) for seed, study in given.risks.items()}
+    found = {seed: value for seed, value in values.items() if math.isfinite(value)}
+    missed = tuple(f"risks-s{seed}" for seed in values.keys() - found.keys())
+    return Values(found, {seed: (f"risks-s{seed}",) for seed in found}, missed)
+
+
+PLACES = {risks.BASE: f"{risks.BASE} (seeds are draws)", risks.AFTER: f"{risks.AFTER} (seeds are policies)"}
 
 
 def a8(given: Given) -> list[Part]:
     def doublings(how: fisher.How) -> Callable[[Sequence[fisher.Group]], float]:
-        return lambda groups: abs(fisher.doublings([fisher.law(g) for g in groups], how))
+        return lambda groups: fisher.doublings([fisher.law(g) for g in groups], how)
 
     ways: dict[fisher.How, str] = {"centred": "reward minus mean", "grpo": "GRPO as run"}
     return [
-        part(f"risk, measured over predicted, {label}, {place}: size of its log2, below 1", _at_place(given, place, doublings(how)), 1, -1, form=".2f")
-        for place in (risks.BASE, risks.AFTER) for how, label in ways.items()
-    ]  # fmt: skip
+        within(
+            f"log2 of measured over predicted risk, {label}, {says}, within 1",
+            _at_place(given, place, doublings(how)),
+            1,
+            form="+.2f",
+        )
+        for place, says in PLACES.items()
+        for how, label in ways.items()
+    ]
 
 
 def a9(given: Given) -> list[Part]:
@@ -836,9 +845,16 @@ def a9(given: Given) -> list[Part]:
 
     shares = {"none": 0.0, "all": 1.0}
     return [
-        part(f"gradient of groups with {word} right over mixed ones, %, {place}, below 10", _at_place(given, place, percent(share)), 10, -1, form=".0f")
-        for place in (risks.BASE, risks.AFTER) for word, share in shares.items()
-    ]  # fmt: skip
+        part(
+            f"gradient of groups with {word} right over mixed ones, %, {says}, below 10",
+            _at_place(given, place, percent(share)),
+            10,
+            -1,
+            form=".0f",
+        )
+        for place, says in PLACES.items()
+        for word, share in shares.items()
+    ]
 
 
 def a10(given: Given) -> list[Part]:

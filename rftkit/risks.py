@@ -1,7 +1,8 @@
-"""What part 14 of notebook 07 measures, recorded: the risk of updates on seven new tasks (`fisher`), at the practised base and where the
-seven were learnt in a row by GRPO. Files `course/recorded/seven/risks-s0.json` and so on, made by `python -m rftkit record`.
+"""What part 14 of notebook 07 measures, recorded: the risk of updates on the seven tasks (`fisher`), at the practised base, to which they
+are new, and where they were learnt in a row by GRPO, one policy a seed. At the base, which is one policy, seeds are draws of prompts and
+answers. Files `course/recorded/seven/risks-s0.json` and so on, made by `python -m rftkit record`.
 
-At the practised base, which is one, seeds are draws of prompts and answers; at the end of the sequences they are policies, too.
+The prompts are test questions: a sequence is trained on questions of its own seed.
 """
 
 from __future__ import annotations
@@ -23,15 +24,13 @@ from rftkit.tasks import PROBES, Row
 
 FOLDER = runs.RECORDED_DIR / "seven"
 BASE, AFTER = "practised base", "after seven tasks by GRPO"  # where it is measured
+WHERE = (
+    r"layers\.2\..*down_proj"  # the weights that scores are taken by: one matrix, lest a score have millions of numbers
+)
 PROMPTS, SAMPLES = 12, 8  # of each new task, and answers to each prompt
 EARLIER, ANSWERS = 4, 16  # rows of each probe that shows a picture, and answers to each, for the Fisher information
 
 Study = Mapping[str, Sequence[Group]]  # place -> groups
-
-
-def where(preset: Preset) -> str:
-    """The weights that scores are taken by, as a regex: one layer's, lest a score have millions of numbers."""
-    return r"layers\.2\..*down_proj" if preset.images == "scenes" else preset.dynamics_where
 
 
 def paid(text: str, row: Row) -> float:
@@ -42,19 +41,20 @@ def paid(text: str, row: Row) -> float:
 
 def measure(policy: Policy, seed: int, names: Sequence[str] = methods.ORDER_A, prompts: int = PROMPTS) -> list[Group]:
     """`prompts` groups of each of these tasks, with their risks for what the probes ask."""
-    weights, shown = where(policy.preset), [task for task in PROBES.values() if task.uses_image]
+    shown = [task for task in PROBES.values() if task.uses_image]
     earlier = [task.row(seed, i, "train") for task in shown for i in range(EARLIER)]
-    information = fisher.sampled(policy, earlier, ANSWERS, seed, weights)
+    information = fisher.sampled(policy, earlier, ANSWERS, seed, WHERE)
     world = sequence.tasks(policy.preset)
-    rows = {name: [world[name].row(seed, i, "train") for i in range(prompts)] for name in names}
+    rows = {name: world[name].rows(seed, prompts, "test") for name in names}
     return [g for some in rows.values() for g in fisher.groups(policy, information, some, paid, SAMPLES, seed)]
 
 
 def study(preset: Preset, seed: int, end: Policy, home: Path | None = None) -> Study:
     """At the practised base and at `end`, the policy after seven tasks by GRPO."""
+    before = sequence.form_base(preset, home)
     preset = replace(preset, max_completion=methods.PLANS[preset.name].max_completion)
     base = load_policy(preset)
-    load_trained(base, sequence.form_base(preset, home).weights)
+    load_trained(base, before.weights)
     return {BASE: measure(base, seed), AFTER: measure(replace(end, preset=preset), seed)}
 
 
@@ -88,7 +88,7 @@ def _group(values: Mapping[str, Any]) -> Group:
     group = Group(**made)
     n = len(group.rewards)
     if group.risks.shape != (n, n) or group.products.shape != (n, n):
-        raise ValueError("shapes")
+        raise ValueError("risks and products are not n by n")
     return group
 
 

@@ -200,7 +200,7 @@ def risky(seed, found):
         return fisher.Group(torch.tensor(rewards).double(), norm**2 * one, risk * one, 1.0, -1.0, task="compose")
 
     groups = [group([1.0, 0.0], 1.0), group([0.1, 0.0], alone), group([1.0, 0.9], alone)]
-    return dict.fromkeys((risks.BASE, risks.AFTER), groups[:1] if "risk" in found else groups)
+    return dict.fromkeys((risks.BASE, risks.AFTER), groups[:1] if "risk" in found else 3 * groups)
 
 
 def back(**edits):

@@ -287,10 +287,15 @@ def test_doublings_of_the_predicted_risk():
 
 
 def test_groups_without_a_right_answer_over_mixed_ones():
-    mixed, wrong = (dataclasses.replace(drawn(), rewards=torch.tensor([x] + [0.0] * 7).double()) for x in (1.0, 0.1))
-    assert fisher.over_mixed([mixed, wrong], 0.0) == pytest.approx(1, abs=1e-3)  # GRPO blows the tenth of a point up
-    assert fisher.over_mixed([mixed, wrong], 0.0, "centred") == pytest.approx(0.1)
-    assert math.isnan(fisher.over_mixed([mixed, wrong], 1.0)) and math.isnan(fisher.over_mixed([wrong], 0.0))
+    mixed, wrong = (
+        dataclasses.replace(drawn(), rewards=torch.tensor([x] + [0.0] * 7).double(), task="a") for x in (1.0, 0.1)
+    )
+    some = [mixed, wrong] * 3
+    assert fisher.over_mixed(some, 0.0) == pytest.approx(1, abs=1e-3)  # GRPO blows the tenth of a point up
+    assert fisher.over_mixed(some, 0.0, "centred") == pytest.approx(0.1)
+    assert math.isnan(fisher.over_mixed(some, 1.0)) and math.isnan(fisher.over_mixed(some[:5], 0.0))
+    longer = [dataclasses.replace(g, products=9 * g.products, task="b") for g in [mixed] * 3]
+    assert fisher.over_mixed(some + longer, 0.0, "centred") == pytest.approx(0.1)  # each task by itself
 
 
 # --- a policy ----------------------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ def policy():
     return load_policy(get_preset("tiny"))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def found(policy):
     policy = replace(policy, preset=replace(policy.preset, max_completion=12))
     return dict.fromkeys((risks.BASE, risks.AFTER), risks.measure(policy, 0, ["compose", "clutter"], prompts=2))
@@ -54,7 +54,7 @@ def test_a_damaged_file_is_named(damage, found, tmp_path):
     cut = json.loads(path.read_text())
     cut[risks.BASE][0]["risks"].pop()
     path.write_text(json.dumps(cut))
-    with pytest.raises(UserError, match="shapes"):
+    with pytest.raises(UserError, match="not n by n"):
         risks.load(path)
 
 
