@@ -16,6 +16,7 @@ SITE := $(VENV)/lib/python*/site-packages
 help:
 	@echo "make run       set up, run every notebook at the tiny tier, write build/html"
 	@echo "make test      set up, check the code, run the tests"
+	@echo "make setup     build the environment alone: what a class does the day before"
 	@echo "make lab       open the notebooks in JupyterLab"
 	@echo "make site      build the course as a book in HTML from what make run left: build/site/html"
 	@echo "make slides    build its slides alone: build/slides"

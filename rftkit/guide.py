@@ -81,11 +81,11 @@ ADVICE = (
     Advice("one wording of the prompt", "many wordings", "the one", CARDS, _claim("C1", "end, many wordings minus one")),
     Advice("demonstrations and a verifier", "Prefix-RFT", "SFT", SUMS, _claim("F1", f"points lost at {judged.SUMS_TARGET:.0%}")),
     Advice(
-        "a choice of demonstrations", "those in the style it knows", "as right ones in foreign words", SUMS,
+        "a choice of demonstrations", "those in the style it knows", "equally right ones in foreign words", SUMS,
         _claim("F3", f"points lost at {judged.SUMS_TARGET:.0%}, foreign"),
     ),
     Advice(
-        "the same", "those in the style it knows", "as right ones in wordy style", SUMS,
+        "the same", "those in the style it knows", "equally right ones in wordy style", SUMS,
         _claim("F3", f"points lost at {judged.SUMS_TARGET:.0%}, wordy"),
     ),
     Advice("tasks one after another, a verifier", "GRPO", "SFT at RFT's rate", SEVEN, _claim("07-rate", "FM, GRPO minus SFT")),

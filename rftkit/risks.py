@@ -1,6 +1,6 @@
 """What part 14 of notebook 07 measures, recorded: the risk of updates on the seven tasks (`fisher`), at the practised base, to which they
-are new, and where they were learnt in a row by GRPO, one policy a seed. At the base, which is one policy, seeds are draws of prompts and
-answers. Files `course/recorded/seven/risks-s0.json` and so on, made by `python -m rftkit record`.
+are new, and where GRPO had learnt them in a row (in the second order), one policy a seed. At the base, which is one policy, seeds are
+draws of prompts and answers. Files `course/recorded/seven/risks-s0.json` and so on, made by `python -m rftkit record`.
 
 The prompts are test questions: a sequence is trained on questions of its own seed.
 """

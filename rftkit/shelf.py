@@ -80,7 +80,7 @@ class Shelf:
 
 IMITATE_RFT = ("sft_rollouts", "sft_dft")  # how arms begin that learn from the file of RFT's rollouts of their seed
 STUDIED = f"points_rft_{max(two_stage.PLANS['tiny'].checkpoints)}"  # RFT from SFT's end
-AT_RISK = "seven_grpo"  # at whose end the risk of updates is measured once more
+AT_RISK = "seven_grpo_b"  # GRPO in the second order, at whose end the risk of updates is measured once more
 
 
 def shelf_of(preset: Preset, folder: Path = runs.RECORDED_DIR, home: Path | None = None) -> Shelf:

@@ -153,7 +153,7 @@ def test_what_is_made_of_the_weights_belongs_to_the_run(empty):
     assert {arm: path.relative_to(empty.folder) for arm, path in beside.items() if path} == {
         "rft": Path("rollouts/tiny-rft-s0.jsonl"),
         "points_rft_320": Path("points/weights-s0.json"),
-        "seven_grpo": Path("seven/risks-s0.json"),
+        "seven_grpo_b": Path("seven/risks-s0.json"),
     }
 
 
