@@ -91,6 +91,7 @@ ADVICE = (
     Advice("tasks one after another, a verifier", "GRPO", "SFT at RFT's rate", SEVEN, _claim("07-rate", "FM, GRPO minus SFT")),
     Advice("tasks one after another", "SFT on own right replies", "SFT on demonstrations", SEVEN, _claim("07-self", "FM, own right replies minus SFT")),
     Advice("questions of earlier tasks", "replay some", "SFT without", SEVEN, _claim("07-remedies", "FM, replay minus SFT")),
+    Advice("tasks one after another, nothing kept of them", "a penalty on the way from the task's start (L2)", "SFT without", SEVEN, _claim("07-remedies", "FM, L2 minus SFT")),
     Advice(
         "several right answers to choose from", "labels as the base spreads them", "one fixed answer", PARITY,
         lambda given: judged.more_lost(given, "one", "oracle"),
