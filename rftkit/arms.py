@@ -493,13 +493,13 @@ def _range(values: list[float]) -> str:
 def _by_probe(records: list[runs.RunRecord]) -> list[str]:
     """Accuracy on each probe when the run reached the target, linear between evaluations, mean over the runs that got there."""
     probes = list(records[0].evals()[0]["prior"])
-    lines = ["Accuracy probe by probe at that point, mean over the same seeds:", ""]
+    lines = ["Accuracy probe by probe at that point in percent, mean over the same seeds:", ""]
     lines += ["| arm | " + " | ".join(probes) + " |", "|---" * (len(probes) + 1) + "|"]
     for method in dict.fromkeys(r.method for r in records):
         reached = [(r, m["step"]) for r in records if r.method == method and (m := runs.at_matched(r, TARGET))]
         if reached:
             shares = [sum(_accuracy_at(r, probe, step) for r, step in reached) / len(reached) for probe in probes]
-            lines.append(f"| {_label(method)} | " + " | ".join(f"{share:.2f}" for share in shares) + " |")
+            lines.append(f"| {_label(method)} | " + " | ".join(f"{100 * share:.0f}" for share in shares) + " |")
     return lines
 
 

@@ -183,9 +183,14 @@ def _link(paper: str) -> str:
 
 
 def _decided(line: Line) -> str:
+    """The parts that decide, as many as there is room for; of a claim reproduced in part one that is no and one that is yes."""
     found = verdicts.decisive(line.parts)
-    more = len(found) - SHOWN
-    return "; ".join(p.text for p in found[:SHOWN]) + (f"; and {more} more alike" if more > 0 else "")
+    if line.standing == "in part":
+        told = [found[0], next(p for p in line.parts if p.verdict == "yes")]
+        more, alike = len(line.parts) - len(told), "in the notebook"
+    else:
+        told, more, alike = found[:SHOWN], len(found) - SHOWN, "alike"
+    return "; ".join(p.text for p in told) + (f"; and {more} more {alike}" if more > 0 else "")
 
 
 def _cell(text: str) -> str:

@@ -52,7 +52,7 @@ def test_probe_table_is_read_where_the_target_was_reached():
         {**row, "step": 6, "new_exact": 0.75, "prior": last},
     ]
     record = runs.RunRecord(name="sft-s0", method="sft", preset="tiny", seed=0, status="done", metrics=metrics)
-    assert arms._by_probe([record])[-1] == "| SFT answer-only | 0.60 |"  # at step 4 of 6: 1.0 - 2/3 * 0.6
+    assert arms._by_probe([record])[-1] == "| SFT answer-only | 60 |"  # at step 4 of 6: 1.0 - 2/3 * 0.6
 
 
 def test_an_unknown_arm_is_named():
