@@ -197,9 +197,8 @@ def gradients_in_a_loop(policy: Policy, rows: list[Row]) -> list[dict[str, torch
     made = []
     for row in rows:
         batch = dynamics.collated(policy, [row])
-        score = (
-            -policy.model(**batch, use_cache=False).loss * (batch["labels"] != -100).sum()
-        )  # the loss is a mean over tokens
+        # the loss is a mean over the answer's tokens
+        score = -policy.model(**batch, use_cache=False).loss * (batch["labels"] != -100).sum()
         made.append(dict(zip(parameters, torch.autograd.grad(score, list(parameters.values())), strict=True)))
     return made
 

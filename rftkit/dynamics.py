@@ -81,7 +81,8 @@ def collated(policy: Policy, rows: Sequence[Row]) -> Any:
 def answer_logits(policy: Policy, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
     """Logits (n, T, V) at the positions that predict the answers, and their targets (n, T), -100 where there is none.
 
-    The model should be in evaluation mode: checkpointing, which only trains, would run the last layer again as a whole. Raises UserError unless all rows have an image, or none.
+    The model should be in evaluation mode: checkpointing, which only trains, would run the last layer again as a whole. Raises
+    UserError unless all rows have an image, or none.
     """
     batch = collated(policy, rows)
     labels = batch.pop("labels")
@@ -177,9 +178,8 @@ def per_example_gradients(
     for module in own:
         if not (isinstance(module, nn.Linear | nn.Embedding) or _is_rms_norm(module)):
             raise UserError(f"Per-example gradients of a {type(module).__name__} are not written: narrow `where`.")
-    seen: list[
-        tuple[nn.Module, Tensor, Tensor]
-    ] = []  # (layer, its input, its output), in the order of the forward pass
+    # (layer, its input, its output), in the order of the forward pass
+    seen: list[tuple[nn.Module, Tensor, Tensor]] = []
 
     def watch(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         seen.append((module, inputs[0].detach(), output))

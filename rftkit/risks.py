@@ -24,9 +24,8 @@ from rftkit.tasks import PROBES, Row
 
 FOLDER = runs.RECORDED_DIR / "seven"
 BASE, AFTER = "practised base", "after seven tasks by GRPO"  # where it is measured
-WHERE = (
-    r"layers\.2\..*down_proj"  # the weights that scores are taken by: one matrix, lest a score have millions of numbers
-)
+# the weights that scores are taken by: one matrix, lest a score have millions of numbers
+WHERE = r"layers\.2\..*down_proj"
 PROMPTS, SAMPLES = 12, 8  # of each new task, and answers to each prompt
 EARLIER, ANSWERS = 4, 16  # rows of each probe that shows a picture, and answers to each, for the Fisher information
 

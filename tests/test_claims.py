@@ -549,6 +549,15 @@ def test_nothing_passes_on_fewer_than_three_seeds(recorded):
     assert decided and min(len(p.seeds) for p in decided) >= 3
 
 
+def test_a_claim_reproduced_in_part_shows_what_is_and_what_is_not(recorded):
+    rows = {
+        row.split(" | ")[0].strip("| "): row for row in claims.markdown(recorded).splitlines() if row.startswith("| ")
+    }
+    mixed = [rows[line.claim.id] for line in recorded if line.standing == "in part"]
+    assert mixed
+    assert all(re.search(r", yes\b", row) and re.search(r", no\b", row) for row in mixed)
+
+
 def test_each_line_names_files_that_ship(recorded):
     for line in recorded:
         assert all((runs.RECORDED_DIR / name).is_file() for name in line.files)
