@@ -9,11 +9,11 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from rftkit import blends, continual, dynamics, hub, recording, rollouts, runs, sequence, two_stage
+from rftkit import blends, continual, dynamics, hub, jigsaw, recording, rollouts, runs, sequence, tasks, two_stage
 from rftkit.config import Preset, get_preset
 from rftkit.evals import t_interval, value_at
 from rftkit.methods import METHODS, ORDERS
-from rftkit.plots import alt_text, learning_curves, matched_drop, run_labels, style_of
+from rftkit.plots import alt_text, learning_curves, matched_drop, puzzle, run_labels, style_of
 from rftkit.policy import Policy, load_policy, load_trained
 from rftkit.recording import Before, run_folder
 from rftkit.rft import train_rft
@@ -514,6 +514,14 @@ def _matched(records: list[runs.RunRecord]) -> Figure:
     return matched_drop(runs.matched_table(records, TARGET))
 
 
+def one_jigsaw() -> Figure:
+    """The first test question of the new task, and its solution."""
+    row = tasks.JIGSAW.row(0, 0)
+    assert row.image is not None
+    rows, cols, answer = row.data["rows"], row.data["cols"], row.data["answer"]
+    return puzzle(jigsaw.Puzzle(row.image, answer, answer, rows, cols, "forward"))
+
+
 def recorded(methods: Sequence[str]) -> list[runs.RunRecord]:
     """The recorded runs of the tiny tier of these arms, in their order."""
     return sorted(
@@ -527,6 +535,7 @@ def write_results() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     first = recorded(NOTEBOOK_02)
     figures = {
+        "one_jigsaw": one_jigsaw(),
         "matched_drop": _matched(first),
         "sft_vs_rft": learning_curves(first, TARGET),
         "rollout_sft": _matched(recorded(NOTEBOOK_04)),

@@ -31,7 +31,7 @@ TEXTS = Path(__file__).parent / "claims.toml"
 HEADER = (
     "claim",
     "in our words",
-    "the paper's numbers",
+    "the paper's numbers, [grade of evidence]",
     "ours, what decided it (95 % interval over seeds)",
     "seeds",
     "standing",
@@ -206,7 +206,7 @@ def _cell(text: str) -> str:
 
 def tables(lines: Sequence[Line]) -> str:
     """Two tables as Markdown, for a notebook: what each claim says and how it stands; and its parts, each with its number."""
-    said = [("claim", "in our words", "set against", "the paper's numbers", "standing")]
+    said = [("claim", "in our words", "set against", "the paper's numbers, [grade of evidence]", "standing")]
     said += [
         (x.claim.id, x.claim.statement, x.claim.control, x.claim.numbers, x.word + (f": {x.why}" if x.why else ""))
         for x in lines

@@ -658,7 +658,7 @@ def f1(given: Given) -> list[Part]:
     lost, later = (minus(given, "sums_sft", "sums_prefix", drop(target)) for target in (SUMS_TARGET, SUMS_LATER))
     return [
         part(f"points lost at {SUMS_TARGET:.0%}, SFT minus Prefix-RFT", lost, contrary=SMALL),
-        part(f"the same at {SUMS_LATER:.0%}", later, contrary=SMALL),
+        part(f"points lost at {SUMS_LATER:.0%}, SFT minus Prefix-RFT", later, contrary=SMALL),
     ]
 
 
@@ -775,8 +775,8 @@ def a3(given: Given) -> list[Part]:
 def a4(given: Given) -> list[Part]:
     return [
         part(f"probes, end minus base, SFT, below {-MUCH:g}", _seven(given, "sft", _prior_change), -MUCH, -1),
-        part(f"the same, GRPO, above {-SMALL:g}", _seven(given, "grpo", _prior_change), -SMALL),
-        part("GRPO minus SFT", _sevens(given, "grpo", "sft", _prior_change), contrary=SMALL),
+        part(f"probes, end minus base, GRPO, above {-SMALL:g}", _seven(given, "grpo", _prior_change), -SMALL),
+        part("probes, GRPO minus SFT", _sevens(given, "grpo", "sft", _prior_change), contrary=SMALL),
     ]
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rftkit import arms, claims, judged, plots, runs, two_stage
+from rftkit import arms, claims, judged, plots, runs, tasks, two_stage
 from rftkit.evals import t_interval
 
 ARMS, STUDIES = claims.load_runs()
@@ -105,11 +105,18 @@ def test_a_figure_of_recorded_runs_says_what_the_records_say(name):
     assert "live" not in told
 
 
-@pytest.mark.parametrize("name", ["matched_drop.png", "sft_vs_rft.png", "rollout_sft.png"])
+def test_the_readmes_question_is_one_of_the_new_task():
+    row = tasks.JIGSAW.row(0, 0)
+    readme = (arms.ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"`{row.prompt}`" in readme and f"`{row.answer}`" in readme
+    assert f"![{plots.alt_text(arms.one_jigsaw())}](course/figures/one_jigsaw.png)" in readme
+
+
+@pytest.mark.parametrize("name", ["one_jigsaw.png", "matched_drop.png", "sft_vs_rft.png", "rollout_sft.png"])
 def test_the_readmes_figures_are_those_of_the_records(name):
     """But for single pixels: fonts are rasterised a little differently from machine to machine."""
     made_of = {"matched_drop.png": "02 matched", "sft_vs_rft.png": "02 curves", "rollout_sft.png": "04 matched"}
-    figure = FIGURES[made_of[name]][0]()
+    figure = arms.one_jigsaw() if name == "one_jigsaw.png" else FIGURES[made_of[name]][0]()
     made = io.BytesIO()
     figure.savefig(made, dpi=150, transparent=True)
     one, other = (
