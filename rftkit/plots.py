@@ -1715,7 +1715,7 @@ def _predictor_panel(axes: Axes, panel: tuple[str, bool, Sequence[Point], Interv
     for (method, _, _), (x, drop) in zip(points, values, strict=True):
         axes.plot(x, drop, **_marks(style_of(method), 8, alpha=0.85))
     if log_x:
-        _log_axis(axes, "x", values[:, 0])
+        _log_axis(axes, "x", values[:, 0], most=3)
     else:
         axes.margins(x=0.08)
         _linear_axis(axes.xaxis)
