@@ -78,6 +78,7 @@ $(STAMP): requirements.txt pyproject.toml
 	$(BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -r requirements.txt
 	$(BIN)/python -m pip install --quiet --no-deps -e .
 	@touch $@
+	@echo "Installed in $(VENV). To see that it works, in a minute or two: $(BIN)/python -m rftkit run 01"
 
 # Beside the environment, not in it: only a test reads verl's configuration, in a process of its own, and is skipped without
 $(VERL_STAMP): course/locks/verl.txt $(STAMP)

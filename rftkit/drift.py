@@ -34,7 +34,7 @@ from peft import PeftModel
 from torch import Tensor
 from tqdm import tqdm
 
-from rftkit import blends, chains, dynamics, hub, methods, points, recording, runs, spectra, two_stage
+from rftkit import blends, chains, continual, dynamics, hub, methods, points, recording, runs, spectra, two_stage
 from rftkit.config import Preset, UserError
 from rftkit.policy import Policy, encode, generate_ids, load_policy, load_trained, never_sampled
 from rftkit.predict import Point, six_digits
@@ -339,7 +339,7 @@ def measure(run: Finished, n: int = 96, k: int = 16, seed: int = 0, folder: Path
     """Measure every kept checkpoint of a run and write folder/NAME.json, whole, after each; what it holds already is not measured again.
 
     NAME is the run's folder. Of each checkpoint: "step" (of the record), "updates" (since the base), "new_exact", "prior_mean", "drop"
-    (percentage points of prior accuracy lost since the base), and what `drift` returns.
+    (percentage points of prior accuracy lost since the base), of a whole sequence of tasks also "gained", and what `drift` returns.
     """
     path = folder / f"{run.folder.name}.json"
     settings = {"schema": _SCHEMA, "n": n, "k": k, "seed": seed}
@@ -365,12 +365,18 @@ def measure(run: Finished, n: int = 96, k: int = 16, seed: int = 0, folder: Path
         row = evals[step]
         made["checkpoints"].append(six_digits({
             "step": step, "updates": step - run.start, "new_exact": row["new_exact"], "prior_mean": row["prior_mean"],
-            "drop": 100.0 * (first["prior_mean"] - row["prior_mean"]),
+            "drop": 100.0 * (first["prior_mean"] - row["prior_mean"]), **_gained(run, step),
             **drift(base, tuned, rows, prior, k=k, seed=seed, max_new_tokens=longest),
         }))  # fmt: skip
         made["checkpoints"].sort(key=lambda c: c["step"])
         _write(path, made)
     return made
+
+
+def _gained(run: Finished, step: int) -> dict[str, float]:
+    """What a sequence gained on each task while it was trained: at its end accuracy is what forgetting left of that."""
+    whole = "order" in run.record.config and step == run.record.evals()[-1]["step"]
+    return {"gained": continual.Sequence(run.record).gain} if whole else {}
 
 
 def same_tower(base: Policy, tuned: Policy) -> None:
@@ -442,7 +448,7 @@ PREDICTORS = {
     "forward": "forward KL on the new task, nats a reply", "reverse": "reverse KL on the new task, nats a reply",
     "forward_token": "forward KL on the new task, nats a token", "reverse_token": "reverse KL on the new task, nats a token",
     "tv": "total variation on the new task", "weights": "weight distance, L2", "weights_l1": "weight distance, L1",
-    "changed_bf16": "share of weights changed in bfloat16", "rotation": "rotation of leading subspaces", "gained": "new-task accuracy",
+    "changed_bf16": "share of weights changed in bfloat16", "rotation": "rotation of leading subspaces", "gained": "learnt: new-task accuracy",
 }  # fmt: skip
 CONTROL = "prior"  # forward KL on the old tasks: nearly the outcome itself
 
@@ -452,15 +458,15 @@ def points_of(made: Sequence[Mapping[str, Any]], last: bool = True) -> list[Poin
     found = []
     for one in made:
         for c in one["checkpoints"][-1 if last else 0 :]:
-            new, weights = c["new"], c["weights"]
+            new, weights, gained = c["new"], c["weights"], c.get("gained", c["new_exact"])
             values = {
                 **{side: new[side]["reply"] for side in SIDES}, **{f"{side}_token": new[side]["token"] for side in SIDES},
                 "tv": new["forward"]["tv"], "weights": weights["relative"], "weights_l1": weights["relative_l1"],
                 "changed_bf16": weights["changed_bf16"], "rotation": (c["rotation"]["left"] + c["rotation"]["right"]) / 2,
-                "gained": c["new_exact"], **({CONTROL: c["prior"]["forward"]["reply"]} if c["prior"] else {}),
+                "gained": gained, **({CONTROL: c["prior"]["forward"]["reply"]} if c["prior"] else {}),
             }  # fmt: skip
             where = "" if last else f"update {c['updates']}"
-            found.append(Point(one["bench"], one["method"], one["seed"], c["drop"], c["new_exact"], values, where))
+            found.append(Point(one["bench"], one["method"], one["seed"], c["drop"], gained, values, where))
     return found
 
 

@@ -32,13 +32,15 @@ HEADER = (
 @dataclass(frozen=True)
 class Advice:
     """In words: what one has, what to do, instead of what, and where that was compared. `kept`: percentage points that it keeps (of prior
-    skill, or of what `where` names) beyond the other way, one number a seed."""
+    skill, or of what `where` names) beyond the other way, one number a seed. `gained`: points of the new tasks that it learns beyond the
+    other way, where the two are not compared at equal accuracy."""
 
     have: str
     do: str
     instead: str
     where: str
     kept: Callable[[Given], Values]
+    gained: Callable[[Given], Values] | None = None
 
 
 def _arms(a: str, b: str) -> Callable[[Given], Values]:
@@ -56,6 +58,11 @@ def _claim(name: str, says: str) -> Callable[[Given], Values]:
         return found[0].values
 
     return values
+
+
+def _gain(a: str, b: str) -> Callable[[Given], Values]:
+    """Points that sequence a gains beyond sequence b, mean over tasks, paired by seed."""
+    return lambda given: judged.minus(given, f"seven_{a}", f"seven_{b}", judged.learnt)
 
 
 JIGSAW, CARDS, SUMS = "jigsaw, equal accuracy", "cards, hands under the other rule (05)", "sums, equal accuracy (06)"
@@ -88,10 +95,10 @@ ADVICE = (
         "the same", "those in the style it knows", "equally right ones in wordy style", SUMS,
         _claim("F3", f"points lost at {judged.SUMS_TARGET:.0%}, wordy"),
     ),
-    Advice("tasks one after another, a verifier", "GRPO", "SFT at RFT's rate", SEVEN, _claim("07-rate", "FM, GRPO minus SFT")),
-    Advice("tasks one after another", "SFT on own right replies", "SFT on demonstrations", SEVEN, _claim("07-self", "FM, own right replies minus SFT")),
-    Advice("questions of earlier tasks", "replay some", "SFT without", SEVEN, _claim("07-remedies", "FM, replay minus SFT")),
-    Advice("tasks one after another, nothing kept of them", "a penalty on the way from the task's start (L2)", "SFT without", SEVEN, _claim("07-remedies", "FM, L2 minus SFT")),
+    Advice("tasks one after another, a verifier", "GRPO", "SFT at RFT's rate", SEVEN, _claim("07-rate", "FM, GRPO minus SFT"), _gain("grpo", "sft_rft_lr")),
+    Advice("tasks one after another", "SFT on own right replies", "SFT on demonstrations", SEVEN, _claim("07-self", "FM, own right replies minus SFT"), _gain("self", "sft")),
+    Advice("questions of earlier tasks", "replay some", "SFT without", SEVEN, _claim("07-remedies", "FM, replay minus SFT"), _gain("replay", "sft")),
+    Advice("such tasks, nothing kept of them", "L2 to each task's start", "SFT without", SEVEN, _claim("07-remedies", "FM, L2 minus SFT"), _gain("l2", "sft")),
     Advice(
         "several right answers to choose from", "labels as the base spreads them", "one fixed answer", PARITY,
         lambda given: judged.more_lost(given, "one", "oracle"),
@@ -115,13 +122,22 @@ def word(found: Part) -> str:
     return {"yes": "keeps more", "no": "keeps less", "open": "cannot be told"}[found.verdict]
 
 
+def beside(advice: Advice, given: Given) -> str:
+    """What it learnt beside the other way, in words; nothing where both are compared at equal accuracy, or with too few seeds."""
+    if advice.gained is None:
+        return ""
+    found = part("gain", advice.gained(given))
+    words = {"yes": ", gains more", "no": ", gains less", "open": ", gain cannot be told apart"}[found.verdict]
+    return f"{words}: {found.told}" if len(found.seeds) >= SEEDS else ""
+
+
 def markdown(given: Given) -> str:
     """The table: each piece of advice, what was seen, and the word for it."""
     rows: list[Sequence[str]] = [HEADER]
     for a, p in seen(given):
-        rows.append(
-            (a.have, a.do, a.instead, a.where, p.told if p.seeds else "-", ", ".join(map(str, p.seeds)) or "-", word(p))
-        )
+        seeds = ", ".join(map(str, p.seeds)) or "-"
+        so = word(p) + beside(a, given)
+        rows.append((a.have, a.do, a.instead, a.where, p.told if p.seeds else "-", seeds, so))
     return claims.as_table(rows)
 
 

@@ -703,7 +703,8 @@ def _average(record: RunRecord) -> float:
     return 100 * continual.avg_acc(_matrix(record))
 
 
-def _learnt(record: RunRecord) -> float:
+def learnt(record: RunRecord) -> float:
+    """Gain of a sequence in points: what a task rose by while it was trained, mean over tasks."""
     return 100 * continual.Sequence(record).gain
 
 
@@ -711,7 +712,7 @@ def _per_hundred(given: Given) -> Measure:
     """Points forgotten for each 100 gained; None where next to nothing was gained."""
 
     def per_hundred(record: RunRecord) -> float | None:
-        fm, gained = _fm(given)(record), _learnt(record)
+        fm, gained = _fm(given)(record), learnt(record)
         return None if fm is None or gained <= SMALL else -100 * fm / gained
 
     return per_hundred
@@ -752,7 +753,7 @@ def a2(given: Given) -> list[Part]:
         part(f"FM of GRPO, above {-MUCH:g}", _seven(given, "grpo", _fm(given)), -MUCH),
         part("FM, GRPO minus SFT", _sevens(given, "grpo", "sft", _fm(given)), contrary=SMALL),
         part(f"AvgAcc, joint minus GRPO, below {MUCH:g}", _sevens(given, "joint", "grpo", _average), MUCH, -1),
-        part(f"gain of GRPO, above {MUCH:g}", _seven(given, "grpo", _learnt), MUCH),
+        part(f"gain of GRPO, above {MUCH:g}", _seven(given, "grpo", learnt), MUCH),
         part(
             "forgotten of each 100 gained, SFT minus GRPO",
             _sevens(given, "sft", "grpo", _per_hundred(given)),
@@ -767,7 +768,7 @@ def a3(given: Given) -> list[Part]:
         parts += [
             part(f"FM of {label}, above {-MUCH:g}", _seven(given, name, _fm(given)), -MUCH),
             part(f"FM, {label} minus SFT", _sevens(given, name, "sft", _fm(given)), contrary=SMALL),
-            part(f"gain of {label}, above {MUCH:g}", _seven(given, name, _learnt), MUCH),
+            part(f"gain of {label}, above {MUCH:g}", _seven(given, name, learnt), MUCH),
         ]
     return parts
 
@@ -790,7 +791,7 @@ def a6(given: Given) -> list[Part]:
     return [
         part(f"FM, no KL minus GRPO, above {-SMALL:g}", _sevens(given, "grpo_no_kl", "grpo", _fm(given)), -SMALL),
         part("FM, no KL minus SFT", _sevens(given, "grpo_no_kl", "sft", _fm(given)), contrary=SMALL),
-        part(f"gain without KL, above {MUCH:g}", _seven(given, "grpo_no_kl", _learnt), MUCH),
+        part(f"gain without KL, above {MUCH:g}", _seven(given, "grpo_no_kl", learnt), MUCH),
         part(
             f"FM, KL to the task before minus GRPO, above {-SMALL:g}",
             _sevens(given, "grpo_previous", "grpo", _fm(given)),
@@ -802,7 +803,7 @@ def a6(given: Given) -> list[Part]:
 def a7(given: Given) -> list[Part]:
     return [
         part("direct: FM, GRPO minus SFT", _sevens(given, "grpo_direct", "sft_direct", _fm(given)), contrary=SMALL),
-        part(f"direct: gain of GRPO, above {MUCH:g}", _seven(given, "grpo_direct", _learnt), MUCH),
+        part(f"direct: gain of GRPO, above {MUCH:g}", _seven(given, "grpo_direct", learnt), MUCH),
         part(
             f"FM of GRPO, direct minus thinking, above {-SMALL:g}",
             _sevens(given, "grpo_direct", "grpo", _fm(given)),
@@ -883,7 +884,7 @@ def updates(given: Given) -> list[Part]:
 def own_replies(given: Given) -> list[Part]:
     return [
         part("FM, own right replies minus SFT", _sevens(given, "self", "sft", _fm(given)), contrary=SMALL),
-        part(f"gain with own right replies, above {MUCH:g}", _seven(given, "self", _learnt), MUCH),
+        part(f"gain with own right replies, above {MUCH:g}", _seven(given, "self", learnt), MUCH),
     ]
 
 

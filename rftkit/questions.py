@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -1064,29 +1065,70 @@ def text_of(student: str, seed: int, n: int, answers: bool = False, notebooks: S
     return "\n".join(lines) + "\n"
 
 
+def names_in(file: Path) -> list[str]:
+    """The students of a class list, a name a line. Raises UserError for a file that cannot be read, an empty one, or a name that comes twice."""
+    try:
+        names = [_plain(line) for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"The class list {file} cannot be read ({error}): name a text file with a name a line."
+        ) from error
+    if not names:
+        raise UserError(f"The class list {file} is empty: write a name a line.")
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UserError(
+            f"In {file} these names come twice, so two would get one sheet: {', '.join(twice)}. Tell them apart."
+        )
+    return names
+
+
+def write_class(names: Sequence[str], seed: int, n: int, notebooks: Sequence[str], folder: Path) -> None:
+    """A sheet a student in `folder`, and one with answers in `folder`/answers, numbered as in the list."""
+    digits = len(str(len(names)))
+    for number, name in enumerate(names, start=1):
+        file = f"{number:0{digits}}-" + re.sub(r"[^\w-]+", "-", name) + ".md"
+        _write(folder / file, text_of(name, seed, n, False, notebooks))
+        _write(folder / "answers" / file, text_of(name, seed, n, True, notebooks))
+
+
+def _write(file: Path, text: str) -> None:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"The sheet cannot be written to {file}: {error.strerror}; choose another file.") from error
+
+
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m rftkit questions", description="Write a student's sheet of questions."
+        prog="python -m rftkit questions", description="Write a student's sheet of questions, or those of a class."
     )
-    parser.add_argument(
-        "--student", required=True, help="a name; another name has other numbers in the same kinds of questions"
-    )
+    who = parser.add_mutually_exclusive_group(required=True)
+    who.add_argument("--student", help="a name; another name has other numbers in the same kinds of questions")
+    who.add_argument("--students", type=Path, metavar="FILE", help="a class list, a name a line; needs --out FOLDER")
     parser.add_argument("--seed", type=int, default=0, help="which kinds are asked, and all numbers (default: 0)")
     parser.add_argument("--n", type=int, default=8, help="how many questions (default: 8)")
     parser.add_argument(
         "--notebooks", nargs="+", default=[], metavar="NN", help="ask about these, such as 01 02 (default: all)"
     )
-    parser.add_argument("--answers", action="store_true", help="with answers and worked solutions")
-    parser.add_argument("--out", type=Path, help="a Markdown file to write in place of the screen")
+    parser.add_argument(
+        "--answers", action="store_true", help="with answers and worked solutions (a class has them anyway)"
+    )
+    parser.add_argument(
+        "--out", type=Path, help="a Markdown file to write in place of the screen; for a class, a folder"
+    )
     args = parser.parse_args(argv)
+    if args.students:
+        if args.out is None:
+            raise UserError("The sheets of a class need a folder: name one with --out.")
+        names = names_in(args.students)
+        write_class(names, args.seed, args.n, args.notebooks, args.out)
+        print(f"Wrote {len(names)} sheets to {args.out}, and those with answers to {args.out / 'answers'}.")
+        return 0
     text = text_of(args.student, args.seed, args.n, args.answers, args.notebooks)
     if args.out is None:
         print(text, end="")
         return 0
-    try:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"The sheet cannot be written to {args.out}: {error.strerror}; choose another file.") from error
+    _write(args.out, text)
     print(f"Wrote {args.out}.")
     return 0

@@ -134,7 +134,12 @@ def load_record(path: Path) -> RunRecord:
 
 
 def load_recorded(method: str | None = None, preset: str = "tiny", folder: Path = RECORDED_DIR) -> list[RunRecord]:
-    """The runs that ship with the course, by method and seed; empty if there are none for this method and preset."""
+    """The runs that ship with the course, by method and seed; empty if there are none for this method and preset. Raises UserError for
+    a folder of one's own that does not exist."""
+    if not Path(folder).is_dir() and Path(folder) != RECORDED_DIR:
+        raise UserError(
+            f"There is no folder {Path(folder).absolute()}: name the one that holds the recorded runs, from the root on."
+        )
     paths = sorted(Path(folder).glob("*.json"))
     records = [dataclasses.replace(load_record(path), source="recorded") for path in paths]
     chosen = [r for r in records if r.preset == preset and method in (None, r.method)]

@@ -300,8 +300,8 @@ def questions_page() -> str:
     sheet = questions.text_of("Example", seed=0, n=QUESTIONS_SHOWN, answers=True)
     sheet = re.sub(r"^#", "##", sheet, flags=re.M).replace("## Questions for Example", "## A sheet, as an example", 1)
     commands = (
-        'python -m rftkit questions --student "NAME" --seed 7 --n 8             # a sheet, on the screen\n'
-        'python -m rftkit questions --student "NAME" --seed 7 --n 8 --answers   # with worked solutions'
+        'python -m rftkit questions --student "NAME" --seed SEED --n 8             # a sheet, on the screen\n'
+        'python -m rftkit questions --student "NAME" --seed SEED --n 8 --answers   # with worked solutions'
     )
     said = f"There are {len(questions.KINDS)} kinds of questions. Each student gets other numbers:"
     return f"# Question bank\n\n{said}\n\n```\n{commands}\n```\n\n{sheet}"
@@ -369,6 +369,7 @@ def contents(pages: Collection[str], course: str) -> str:
             "course/exercises/README.md",
             "Question bank <course/questions.md>",
             "course/project.md",
+            "Sheet for an afternoon <course/sheet.md>",
             "course/teaching.md",
         ],
         "Look up": [

@@ -452,6 +452,27 @@ def test_refuses_a_nameless_student():
         questions.sheet("  ", 0, 1)
 
 
+def test_a_class_gets_the_sheets_that_each_student_would_get_alone(tmp_path, capsys):
+    names = tmp_path / "class.txt"
+    names.write_text("Ada Example\n\n  Bo  Ünal \nÉ/../x\n", encoding="utf-8")
+    folder = tmp_path / "sheets"
+    ask = ["questions", "--students", str(names), "--seed", "902174553311", "--n", "3", "--notebooks", "02", "07"]
+    assert main([*ask, "--out", str(folder)]) == 0
+    found = sorted(p.name for p in folder.glob("*.md"))
+    assert found == sorted(p.name for p in (folder / "answers").glob("*.md")) and len(found) == 3
+    assert [name.split("-")[0] for name in found] == ["1", "2", "3"] and not (tmp_path / "x.md").exists()
+    for file, name in zip(found, ("Ada Example", "Bo Ünal", "É/../x"), strict=True):
+        for folder_of, answers in ((folder, False), (folder / "answers", True)):
+            told = (folder_of / file).read_text(encoding="utf-8")
+            assert told == questions.text_of(name, 902174553311, 3, answers, ["02", "07"])
+    assert main(ask) == 2 and "--out" in capsys.readouterr().err
+    for text, says in (("", "empty"), ("Ada\n Ada \n", "twice")):
+        names.write_text(text, encoding="utf-8")
+        assert main([*ask, "--out", str(folder)]) == 2 and says in capsys.readouterr().err
+    assert main(["questions", "--students", str(tmp_path / "none.txt"), "--out", str(folder)]) == 2
+    assert "cannot be read" in capsys.readouterr().err
+
+
 def test_command_line(tmp_path, capsys):
     assert main(["questions", "--student", "Ada", "--seed", "7", "--n", "4"]) == 0
     shown = capsys.readouterr().out

@@ -211,7 +211,8 @@ def test_recorded_runs_say_so(tmp_path):
     assert [r.seed for r in runs.load_recorded("sft", folder=tmp_path)] == [0, 1]
     assert [r.seed for r in runs.load_recorded("sft", "full", tmp_path)] == [2]
     assert runs.load_recorded("rft_kl", folder=tmp_path) == []
-    assert runs.load_recorded(folder=tmp_path / "none") == []
+    with pytest.raises(UserError, match="no folder"):
+        runs.load_recorded(folder=tmp_path / "none")
 
 
 def test_the_shipped_records_load():
