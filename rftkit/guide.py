@@ -65,7 +65,7 @@ def _gain(a: str, b: str) -> Callable[[Given], Values]:
     return lambda given: judged.minus(given, f"seven_{a}", f"seven_{b}", judged.learnt)
 
 
-JIGSAW, CARDS, SUMS = "jigsaw, equal accuracy", "cards, hands under the other rule (05)", "sums, equal accuracy (06)"
+JIGSAW, CARDS, SUMS = "jigsaw, equal accuracy", "cards, the other rule (05)", "sums, equal accuracy (06)"
 SEVEN, PARITY = "seven tasks, FM (07)", "ParityMNIST, equal accuracy and rates (08)"
 ADVICE = (
     Advice("right answers, and time", "SFT at RFT's rate, which is lower", "SFT at its usual rate", f"{JIGSAW} (02)", _arms("sft_rft_lr", "sft")),
@@ -83,10 +83,17 @@ ADVICE = (
         "a policy that begins to solve the task", "imitate its replies, sampled anew as it learns", "sample them once", "jigsaw, equal updates (04)",
         _claim("04-once", "once minus fresh"),
     ),
-    Advice("a skill beside the trained one", "stop at its peak on validation questions", "train to the end", CARDS, _claim("H1", "peak minus end")),
+    Advice(
+        "a skill beside the trained one", "stop at its validation peak", "train to the end", CARDS, _claim("H1", "peak minus end"),
+        judged.id_at_peak,
+    ),
     Advice("SFT that went too far", "RFT from its end", "leave it", CARDS, _claim("H3", "RFT from the end minus SFT's end")),
-    Advice("one wording of the prompt", "many wordings", "the one", CARDS, _claim("C1", "end, many wordings minus one")),
+    Advice("one wording of the prompt", "many wordings", "the one", CARDS, _claim("C1", "end, many wordings minus one"), judged.id_of_wordings),
     Advice("demonstrations and a verifier", "Prefix-RFT", "SFT", SUMS, _claim("F1", f"points lost at {judged.SUMS_TARGET:.0%}")),
+    Advice(
+        "the same", "the whole demonstration in the group (LUFFY-like)", "a prefix of it (Prefix-RFT)", SUMS,
+        lambda given: judged.minus(given, "sums_prefix", "sums_luffy", judged.drop(judged.SUMS_TARGET)),
+    ),
     Advice(
         "a choice of demonstrations", "those in the style it knows", "equally right ones in foreign words", SUMS,
         _claim("F3", f"points lost at {judged.SUMS_TARGET:.0%}, foreign"),

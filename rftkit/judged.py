@@ -6,6 +6,7 @@ The parts are those that the notebooks state before they look, with the same lim
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import operator
 import re
@@ -137,7 +138,8 @@ def p1_c3(given: Given) -> list[Part]:
 
 
 def p1_c4(given: Given) -> list[Part]:
-    return [part(f"points lost by SFT at {given.target:.0%}", each(given, "sft", drop(given.target)))]
+    lost = each(given, "sft", drop(given.target))
+    return [part(f"points lost by SFT at {given.target:.0%}, above {MUCH:g}", lost, MUCH)]
 
 
 def p1_c5(given: Given) -> list[Part]:
@@ -166,8 +168,9 @@ def kernel(record: RunRecord, when: Callable[[int], bool], key: str = "bound") -
 
 
 def spread(record: RunRecord) -> float | None:
-    """Largest LBK over smallest, from update 12 on and while the residual is above 1: later there is nothing left to fit."""
-    late = [row["step"] for row in _dynamics(record) if row["step"] >= 12 and row["residual"] >= 1]
+    """Largest LBK over smallest, from update 12 until the residual first falls below 1: later there is little left to fit."""
+    rows = [row for row in _dynamics(record) if row["step"] >= 12]
+    late = [row["step"] for row in itertools.takewhile(lambda row: row["residual"] >= 1, rows)]
     found = [kernel(record, functools.partial(operator.eq, x)) or math.nan for x in late]
     return max(found) / min(found) if len(found) > 2 else None
 
@@ -193,7 +196,7 @@ def p1_c8_middle(given: Given) -> list[Part]:
 
 def p1_c8_settles(given: Given) -> list[Part]:
     return [
-        every(f"largest LBK over smallest from update 12 on, {name}, no run over {SPAN:g}", each(given, method, spread), SPAN, -1, form=",.1f",
+        every(f"largest LBK over smallest, update 12 to residual below 1, {name}, no run over {SPAN:g}", each(given, method, spread), SPAN, -1, form=",.1f",
             log=True)
         for method, name in SOURCES.items()
     ]  # fmt: skip
@@ -485,6 +488,17 @@ def h10(given: Given) -> list[Part]:
         part("vector swap minus none", edits(given, ON, "swap vectors", "none"), sign=-1),
         part("vector swap minus going back wholly", back, sign=-1, contrary=-SMALL),
     ]
+
+
+def id_at_peak(given: Given) -> Values:
+    """ID points at the OOD peak beyond those at the end: what stopping there costs, where it is negative."""
+    return each(given, "points_sft", lambda r: _at_peak(r, ID) - _at_end(r, ID))
+
+
+def id_of_wordings(given: Given) -> Values:
+    """ID points at the end, many wordings minus one."""
+    many, one = (each(given, arm, lambda r: _at_end(r, ID)) for arm in ("points_sft_diverse", "points_sft"))
+    return combine(lambda x, y: x - y, many, one)
 
 
 def c1(given: Given) -> list[Part]:

@@ -270,12 +270,12 @@ def matrices(policy: Policy) -> dict[str, torch.Tensor]:
 def edits(
     base: dict[str, torch.Tensor], tuned: dict[str, torch.Tensor], seed: int = 0
 ) -> dict[str, dict[str, spectra.Edit]]:
-    """Every edit of `tuned` towards `base`, by name and matrix: what the paper did, and beside each a control of equal size.
+    """Every edit of `tuned` towards `base`, by name and matrix: what the paper did, and controls beside it.
 
     "swap vectors" and "swap values" (all pairs); "top 20 %" and "tail 20 %" of the pairs with their values, beside "random 20 %"; "top 20 %,
     orthonormal" (vectors alone, the mixed bases made orthonormal); "first quarter" and "last quarter" of the layers (vectors swapped
     there), and the first one plainly rolled back; "rollback 25 % .. 100 %" (interpolation), and a Gaussian as long as the vector
-    swap, matrix by matrix.
+    swap, matrix by matrix. The random fifth is a longer edit than the top fifth: pairs of one number in two models need not belong together.
     """
     if not base or base.keys() != tuned.keys():
         raise UserError(

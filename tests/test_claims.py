@@ -57,6 +57,16 @@ def measured(method, seed, found):
     return out
 
 
+def test_lbk_is_followed_until_the_residual_first_falls_below_one():
+    """What comes after is not looked at, even where a batch has a larger residual once more."""
+    run = measured("sft", 0, {})
+    of = {0: (90, 9), 12: (1, 5), 20: (2, 3), 24: (4, 1.2), 28: (1, 0.9), 32: (400, 1.5), 40: (9, 0.1)}
+    run.metrics = [dynamics_row(step, bound, residual=residual) for step, (bound, residual) in of.items()]
+    assert judged.spread(run) == pytest.approx(4)
+    run.metrics = run.metrics[:3]
+    assert judged.spread(run) is None  # two are no course
+
+
 def count(share, n=1000):
     return {"correct": round(share * n), "wrong": n - round(share * n), "unparseable": 0}
 
@@ -588,7 +598,7 @@ def test_the_terminal_shows_parts_seeds_and_files(shelf, capsys):
     assert main(["claims", "--runs", str(shelf), "--only", "02"]) == 0
     out = capsys.readouterr().out
     assert "P1-C4, reproduced: Answer-only SFT forgets badly" in out
-    assert re.search(r"- points lost by SFT at 50%: \+30\.5 \(\+29\.3 to \+31\.7\), yes \[seeds 0, 1, 2\]", out)
+    assert re.search(r"- points lost by SFT at 50%, above 5: \+30\.5 \(\+29\.3 to \+31\.7\), yes \[seeds 0, 1, 2\]", out)
     assert "from tiny-sft-s{0,1,2}.json, tiny-rft-s{0,1,2}.json" in out
     assert "because our probes measure what is kept, not what is gained" in out
     assert out.endswith("5 entries: 3 reproduced, 1 open, 1 not tested.\n")
@@ -602,7 +612,7 @@ def test_json_holds_everything(shelf, capsys):
     (part,) = found["P1-C4"]["parts"]
     assert (
         part["values"] == pytest.approx({"0": 30.0, "1": 30.5, "2": 31.0})
-        and part["limit"] == 0
+        and part["limit"] == 5
         and part["side"] == "above"
     )
     assert found["B1"]["parts"][0]["mean"] is None and found["P1-C10"]["why"].startswith("live only")
@@ -641,12 +651,12 @@ def test_a_notebook_shows_each_claim_and_each_of_its_parts(shelf):
     said, parts, note, size = claims.tables(lines).split("\n\n")
     assert [row.split(" | ")[0][2:] for row in said.splitlines()[2:]] == [line.claim.id for line in lines]
     assert "| not tested: our probes measure what is kept, not what is gained |" in said
-    assert "| P1-C4 | points lost by SFT at 50% | +30.5 (+29.3 to +31.7) | 0, 1, 2 | yes |" in parts
+    assert "| P1-C4 | points lost by SFT at 50%, above 5 | +30.5 (+29.3 to +31.7) | 0, 1, 2 | yes |" in parts
     assert len(parts.splitlines()) == 2 + sum(len(line.parts) for line in lines)
     assert {row.count("|") for row in said.splitlines()} == {row.count("|") for row in parts.splitlines()} == {6}
     assert note.endswith("which entered nothing: none.") and size == claims.size(lines)
     brief = claims.brief(next(line for line in lines if line.claim.id == "P1-C4"))
-    assert brief == "  points lost by SFT at 50%: +30.5 (+29.3 to +31.7), yes\nP1-C4: reproduced."
+    assert brief == "  points lost by SFT at 50%, above 5: +30.5 (+29.3 to +31.7), yes\nP1-C4: reproduced."
 
 
 def test_a_notebook_names_the_runs_that_have_no_value():

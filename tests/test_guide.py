@@ -58,7 +58,7 @@ def test_advice_is_good_where_it_loses_less_and_bad_where_it_loses_more(better, 
 def test_parts_of_claims_have_the_ledgers_numbers(recorded):
     lines = {line.claim.id: line for line in claims.ledger(recorded.arms, recorded.studies)}
     for name, says, do in (("04-once", "once minus fresh", "imitate its replies, sampled anew as it learns"),
-                           ("H1", "peak minus end", "stop at its peak on validation questions"),
+                           ("H1", "peak minus end", "stop at its validation peak"),
                            ("C1", "end, many", "many wordings")):  # fmt: skip
         (wanted,) = [p for p in lines[name].parts if p.says.startswith(says)]
         (found,) = [p for a, p in guide.seen(recorded) if a.do == do]
