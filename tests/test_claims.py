@@ -598,7 +598,9 @@ def test_the_terminal_shows_parts_seeds_and_files(shelf, capsys):
     assert main(["claims", "--runs", str(shelf), "--only", "02"]) == 0
     out = capsys.readouterr().out
     assert "P1-C4, reproduced: Answer-only SFT forgets badly" in out
-    assert re.search(r"- points lost by SFT at 50%, above 5: \+30\.5 \(\+29\.3 to \+31\.7\), yes \[seeds 0, 1, 2\]", out)
+    assert re.search(
+        r"- points lost by SFT at 50%, above 5: \+30\.5 \(\+29\.3 to \+31\.7\), yes \[seeds 0, 1, 2\]", out
+    )
     assert "from tiny-sft-s{0,1,2}.json, tiny-rft-s{0,1,2}.json" in out
     assert "because our probes measure what is kept, not what is gained" in out
     assert out.endswith("5 entries: 3 reproduced, 1 open, 1 not tested.\n")
