@@ -3,6 +3,7 @@ import itertools
 import json
 import math
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -229,6 +230,25 @@ def test_a_run_is_measured_and_resumed(small_preset, tmp_path):
     assert str(tmp_path) not in json.dumps(made)
     with pytest.raises(UserError, match="no finished run"):
         drift.main([str(tmp_path), "--runs", "another"])
+
+
+def test_of_a_sequence_what_it_gained_is_told_since_accuracy_at_its_end_is_what_forgetting_left():
+    record = runs.load_record(runs.RECORDED_DIR / "tiny-seven_sft-s0.json")
+    run = drift.Finished(Path(), record, None, 0, {})
+    last = record.evals()[-1]
+    (gained,) = drift._gained(run, last["step"]).values()
+    after = [record.evals()[i + 1]["tasks"][task]["correct"] for i, task in enumerate(record.config["order"])]
+    before = [record.evals()[i]["tasks"][task]["correct"] for i, task in enumerate(record.config["order"])]
+    asked = sum(last["tasks"]["science"].values())
+    assert gained == pytest.approx(sum(a - b for a, b in zip(after, before, strict=True)) / 7 / asked)
+    assert gained > last["new_exact"] + 0.2 and drift._gained(run, 0) == {}
+    (puzzle,) = runs.load_recorded("rft")[:1]
+    assert drift._gained(dataclasses.replace(run, record=puzzle), puzzle.evals()[-1]["step"]) == {}
+    for made in drift.load():
+        (point,) = drift.points_of([made])
+        end = made["checkpoints"][-1]
+        assert ("gained" in end) == (made["bench"] == "seven")
+        assert point.gained == point.predictors["gained"] == end.get("gained", end["new_exact"])
 
 
 def test_an_adapter_is_added_to_its_base(small_preset, tmp_path):

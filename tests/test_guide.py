@@ -74,6 +74,20 @@ def test_oracle_labels_are_held_against_both_others_by_the_points_of_the_recorde
     assert all(one.of[s] > 0 for s in one.of)  # one digit loses more than the oracle in every seed
 
 
+def test_what_is_not_compared_at_equal_accuracy_says_what_was_gained(recorded):
+    table = [row.split(" | ") for row in guide.markdown(recorded).splitlines()[2:]]
+    so = {(row[1], row[2]): row[-1] for row in table}
+    for advice in guide.ADVICE:
+        told = so[advice.do, advice.instead]
+        assert ("gain" in told) == (advice.gained is not None), told
+        if advice.do != "RFT from its end":  # two policies of one path: no second skill is set beside
+            assert ("gain" in told) == ("equal" not in advice.where), told
+    assert "gains less: -38.9" in so["SFT on own right replies", "SFT on demonstrations"]
+    assert "gain cannot be told apart" in so["GRPO", "SFT at RFT's rate"]
+    few = judged.Given({arm: {s: r for s, r in some.items() if s < 2} for arm, some in recorded.arms.items()})
+    assert guide.beside(BY_WORDS["GRPO", "SFT at RFT's rate"], few) == ""
+
+
 def test_without_runs_nothing_is_said_and_every_part_is_found():
     empty = words(Given({}))
     assert set(empty.values()) == {"not recorded"} and len(empty) == len(guide.ADVICE)
