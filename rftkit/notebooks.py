@@ -16,7 +16,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from importlib.util import find_spec
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ Scalar = bool | int | float | str | None
 KINDS = {bool: "true or false", int: "a whole number", float: "a number", type(None): "a single value"}
 
 MEMORY = 2.5e9  # bytes that a notebook takes at the tiny tier, at most
+GRACE = 10.0  # seconds in which an interrupted notebook may end by itself
 
 # The tiny tier needs no network: say so to the Hub client, and keep TRL's and the Hub's telemetry quiet.
 OFFLINE = {"CI": "1", "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
@@ -311,7 +312,7 @@ def _outcomes(plans: Sequence[Plan], home: Path, jobs: int) -> Iterator[Outcome]
     lines = context.Queue()
     for line in range(jobs):
         lines.put(line)
-    with ProcessPoolExecutor(jobs, context, _take_line, (lines,)) as pool:
+    with ProcessPoolExecutor(jobs, context, _take_line, (lines,)) as pool, _ended_by_an_interruption(pool):
         running: dict[Future[Outcome], Plan] = {}
         while longest or running:
             while longest and len(running) < jobs:  # no more than that are queued, so that Ctrl-C begins no other one
@@ -328,6 +329,22 @@ def _outcomes(plans: Sequence[Plan], home: Path, jobs: int) -> Iterator[Outcome]
                         for p in lost
                     )
                     return
+
+
+@contextlib.contextmanager
+def _ended_by_an_interruption(pool: ProcessPoolExecutor) -> Iterator[None]:
+    """Ctrl-C reaches the notebooks' processes, too, but one may lose it at a bad moment, and would go on for minutes: whoever has not
+    ended after GRACE seconds is ended. A kernel follows its parent."""
+    try:
+        yield
+    except (KeyboardInterrupt, GeneratorExit):  # the second: interrupted where an outcome was told
+        pool.shutdown(wait=False, cancel_futures=True)
+        children, end = active_children(), time.monotonic() + GRACE
+        for child in children:
+            child.join(max(0.0, end - time.monotonic()))
+            if child.is_alive():
+                child.terminate()
+        raise
 
 
 _line: int | None = None  # of this process's progress bars on the screen, if several processes draw some
