@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import functools
 import html
 import os
 import tempfile
@@ -186,11 +187,18 @@ def execute(plan: Plan, home: Path) -> Outcome:
     target = home / "notebooks" / plan.path.name
     start = time.perf_counter()
     problem = None
+    run = functools.partial(
+        papermill.execute_notebook, plan.path, target, plan.parameters, kernel_name="python3", language="python",
+        start_timeout=180, cwd=plan.path.parent, progress_bar={"desc": plan.path.stem, "position": _line},
+    )  # fmt: skip
     try:
-        executed = papermill.execute_notebook(
-            plan.path, target, plan.parameters, kernel_name="python3", language="python", start_timeout=180,
-            cwd=plan.path.parent, progress_bar={"desc": plan.path.stem, "position": _line},
-        )  # fmt: skip
+        try:
+            executed = run()
+        except RuntimeError as error:
+            # Two kernels that start at once may choose one port, and then one dies before its first cell: once more.
+            if "before replying" not in str(error):
+                raise
+            executed = run()
         write_html(executed, home / "html" / f"{plan.path.stem}.html", plan.path.parent)
     except PapermillExecutionError as error:
         where = f"cell {_source_cell(plan.path, error.cell_index)}"

@@ -203,6 +203,24 @@ def test_two_notebooks_run_at_a_time(capfd, workshop):
     ]
 
 
+@pytest.mark.parametrize(("deaths", "result"), [(1, "ok"), (2, "failed")])
+def test_a_kernel_that_dies_at_its_start_is_started_once_more(capfd, monkeypatch, deaths, result):
+    """As when two that start at once choose one port."""
+    import papermill
+
+    whole, tried = papermill.execute_notebook, []
+
+    def dies(*args, **more):
+        tried.append(args)
+        if len(tried) <= deaths:
+            raise RuntimeError("Kernel died before replying to kernel_info")
+        return whole(*args, **more)
+
+    monkeypatch.setattr(papermill, "execute_notebook", dies)
+    assert main(["run", "1"]) == (result == "failed") and len(tried) == 2
+    assert re.search(rf"^01_good .*  {result}$", capfd.readouterr().out, re.M)
+
+
 def test_a_process_that_is_killed_is_told(capfd):
     """As the system does where memory runs out: the kernel's parent is the process that runs the notebook."""
     write("03_killer", "import os, signal", "os.kill(os.getppid(), signal.SIGKILL)")
@@ -221,6 +239,7 @@ def test_an_interruption_begins_no_other_notebook(workshop, reached):
         [sys.executable, "-m", "rftkit", "run", "3", "4", "5", "--jobs", "2"],
         start_new_session=True,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )
     deadline = time.monotonic() + 120
     while len(list(workshop.glob("0?_?"))) < 2:
