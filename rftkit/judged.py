@@ -167,12 +167,18 @@ def kernel(record: RunRecord, when: Callable[[int], bool], key: str = "bound") -
     return float(np.exp(np.mean(logs))) if logs else None
 
 
-def spread(record: RunRecord) -> float | None:
-    """Largest LBK over smallest, from update 12 until the residual first falls below 1: later there is little left to fit."""
-    rows = [row for row in _dynamics(record) if row["step"] >= 12]
-    late = [row["step"] for row in itertools.takewhile(lambda row: row["residual"] >= 1, rows)]
-    found = [kernel(record, functools.partial(operator.eq, x)) or math.nan for x in late]
+def span(record: RunRecord, when: Callable[[int], bool]) -> float | None:
+    """Largest LBK over smallest of the evaluations whose update `when` picks; None for fewer than three."""
+    steps = [row["step"] for row in _dynamics(record) if when(row["step"])]
+    found = [kernel(record, functools.partial(operator.eq, x)) or math.nan for x in steps]
     return max(found) / min(found) if len(found) > 2 else None
+
+
+def spread(record: RunRecord) -> float | None:
+    """`span` from update 12 until the residual first falls below 1: later there is little left to fit."""
+    rows = [row for row in _dynamics(record) if row["step"] >= 12]
+    late = {row["step"] for row in itertools.takewhile(lambda row: row["residual"] >= 1, rows)}
+    return span(record, late.__contains__)
 
 
 def quotient(given: Given, a: str, b: str, when: Callable[[int], bool], key: str = "bound") -> Part:
