@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -328,9 +327,9 @@ class _Run:
         self, place: int, name: str, before: recording.Before | None, evaluate: recording.Evaluate
     ) -> tuple[runs.RunRecord, dict[str, Any]]:
         """One task: its run's record, and its row for the sequence's."""
-        started = time.monotonic()
-        drawn = self.draw(place, name, before) if self.method.keep or self.method.data == "self" else None
-        sampling = time.monotonic() - started
+        samples = self.folder / f"drawn-{place + 1}-{name}.jsonl"
+        drawn = self.draw(samples, name, before) if self.method.keep or self.method.data == "self" else None
+        sampling = rif.seconds(samples) if drawn else 0.0
         common: dict[str, Any] = {
             "name": f"{self.name}_{place + 1}_{name}", "lr": getattr(self.plan, self.method.rate), "after": before,
             "evaluate": evaluate, "save_every": self.plan.save_every, "home": self.home,
@@ -339,11 +338,10 @@ class _Run:
         record, card = train(place, name, drawn, common)
         return record, self.row(name, record, before, len(drawn or ()), sampling, card)
 
-    def draw(self, place: int, name: str, before: recording.Before | None) -> list[rollouts.Rollout]:
+    def draw(self, path: Path, name: str, before: recording.Before | None) -> list[rollouts.Rollout]:
         model = policy.load_policy(self.preset)
         if before:
             policy.load_trained(model, before.weights)
-        path = self.folder / f"drawn-{place + 1}-{name}.jsonl"
         with recording.one_thread(self.preset):
             return rif.draw(model, self.tasks[name], self.seed, range(self.plan.instances), self.plan.samples, path)
 
@@ -406,7 +404,7 @@ class _Run:
         return {
             "kind": "stage", "step": last["step"], "task": name, "run": recording.run_folder(record, self.home).name,
             "cost": {
-                "updates": len(updates), "rollouts": rollouts_each * len(updates), "sampled": sampled,
+                "updates": len(updates), "rollouts": rollouts_each * -(-len(updates) // self.preset.rft_reuse), "sampled": sampled,
                 **{key: last[key] - first.get(key, 0) for key in ("examples", "tokens", "seconds")}, "sampling_seconds": sampling,
             },
             "train": {key: _summary([x[key] for x in updates if x.get(key) is not None]) for key in SUMMARISED if any(key in x for x in updates)},

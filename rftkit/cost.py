@@ -165,8 +165,8 @@ def work_of(preset: Preset, name: str) -> Work:
     """
     from rftkit import arms, two_stage  # they import the trainers
 
-    if name not in arms.ARMS:
-        raise UserError(f"There is no arm {name!r}: choose from {', '.join(arms.ARMS)}.")
+    if name not in (known := arms.arms_of(preset.name)):
+        raise UserError(f"There is no arm {name!r}: choose from {', '.join(known)}.")
     if name.startswith("points_"):
         preset, plan = two_stage.plan_of(preset)
         if name.startswith("points_rft"):
@@ -349,7 +349,7 @@ def update_batches(work: Work) -> list[Batch]:
     """The forward passes whose activations live at once in one micro-step: RFT reads a prompt once, then its completions."""
     p, prompt = work.preset, prompt_tokens(work.preset)
     if work.algorithm == "sft":
-        rows = p.micro_batch or p.sft_batch
+        rows = math.gcd(p.micro_batch or p.sft_batch, p.sft_batch)  # as in `sft.sft_arguments`
         return [Batch(rows, prompt + work.answer, prompt + work.answer, rows)]
     whole = p.rft_prompts * p.rft_group
     rows = math.gcd(whole, p.micro_batch or (whole if p.device == "cpu" else p.rft_group))  # as in `rft.grpo_arguments`
@@ -823,11 +823,12 @@ def memory_here(preset: Preset) -> int:
 
 def arms_of(path: Path, preset: Preset) -> tuple[str, ...]:
     """The arms that a notebook trains live unless told otherwise, with those that they need first where nothing is recorded."""
-    from rftkit import arms
+    from rftkit import arms, two_stage
 
     declared = notebooks.declared_parameters(notebooks.read_notebook(path), path.name)
     if path.stem[:2] == "05":
-        return ("points_sft", "points_rft_320") if declared.get("live") else ()
+        last = f"points_rft_{max(two_stage.PLANS[preset.name].starts)}"
+        return ("points_sft", last) if declared.get("live") else ()
     if path.stem[:2] == "06":
         return ("sums_prefix",) if declared.get("live") else ()
     live = str(declared.get("live_arms", "")).split()

@@ -15,11 +15,11 @@ from typing import Any, Literal, TypeAlias
 import torch
 from peft import load_peft_weights, set_peft_model_state_dict
 from transformers import Qwen2_5_VLForConditionalGeneration
-from trl import SFTTrainer
 
 from rftkit.config import UserError
 from rftkit.policy import sharded
 from rftkit.rft import RFTTrainer, Variant
+from rftkit.sft import LongestFirst
 
 Estimator: TypeAlias = Literal["grpo", "rloo", "remax"]
 Reference: TypeAlias = Literal["original", "previous"]
@@ -146,7 +146,7 @@ def variant(estimator: Estimator = "grpo", reference: Reference = "previous", or
     )
 
 
-class AnchoredTrainer(SFTTrainer):
+class AnchoredTrainer(LongestFirst):
     """SFT with strength / 2 x |w - w0|^2 added to the loss; w0 are the trained weights as they are when the trainer is built, before
     a checkpoint is read: the end of the task before."""
 
@@ -160,10 +160,11 @@ class AnchoredTrainer(SFTTrainer):
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
+        found = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        loss, *outputs = found if return_outputs else (found,)
         if self.model.training:  # once an update, however many micro-batches it is made of
             loss = loss + self.penalty() / self.current_gradient_accumulation_steps
-        return (loss, outputs) if return_outputs else loss
+        return (loss, *outputs) if return_outputs else loss
 
     def penalty(self) -> torch.Tensor:
         moved = [(p - self._start[n]).square().sum() for n, p in self.model.named_parameters() if p.requires_grad]

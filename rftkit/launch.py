@@ -18,7 +18,7 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -35,10 +35,12 @@ from rftkit.train import add_preset, preset_from
 
 CONFIGS = Path(__file__).parent / "configs"
 STRATEGIES = ("ddp", "fsdp2", "zero3")
-NOTEBOOKS = {
-    "02": arms.NOTEBOOK_02,
-    "04": tuple(arm for arm in arms.NOTEBOOK_04 if arm != "self_fresh"),  # samples while it trains, on one process
-    "05": tuple(arm for arm in arms.ARMS if arm.startswith("points_")),
+NOTEBOOKS: dict[str, Callable[[str], tuple[str, ...]]] = {  # the arms that are launched at a tier
+    "02": lambda tier: arms.NOTEBOOK_02,
+    "04": lambda tier: tuple(
+        arm for arm in arms.NOTEBOOK_04 if arm != "self_fresh"
+    ),  # samples while it trains, on one process
+    "05": lambda tier: tuple(arm for arm in arms.arms_of(tier) if arm.startswith("points_")),
 }
 VLLM_PORT = 8000
 
@@ -376,10 +378,10 @@ def write_yaml(path: Path, config: dict[str, Any]) -> None:
         raise UserError(f"{path} cannot be written ({error.strerror}): name another folder with --out.") from error
 
 
-def _arms(notebook: str, arm: str | None) -> tuple[str, ...]:
-    found = NOTEBOOKS.get(notebook.zfill(2))
-    if found is None:
+def _arms(notebook: str, arm: str | None, tier: str) -> tuple[str, ...]:
+    if notebook.zfill(2) not in NOTEBOOKS:
         raise UserError(f"No training is launched for notebook {notebook!r}: choose one of {', '.join(NOTEBOOKS)}.")
+    found = NOTEBOOKS[notebook.zfill(2)](tier)
     if arm is not None and arm not in found:
         raise UserError(f"Notebook {notebook} has no arm {arm!r}: choose one of {', '.join(found)}.")
     return found if arm is None else (arm,)
@@ -422,7 +424,7 @@ def main(argv: list[str]) -> int:
     """Train a notebook's arms on several GPUs or machines: write the configurations, print the commands, run them."""
     args = _parser().parse_args(argv)
     preset = preset_from(args.preset, args.fields)
-    chosen = _arms(args.notebook, args.arm)
+    chosen = _arms(args.notebook, args.arm, preset.name)
     cluster = Cluster(
         args.machines, args.processes, args.machine_rank, args.main_process_ip, args.main_process_port, args.server_gpus
     )

@@ -87,7 +87,7 @@ def load_policy(preset: Preset) -> Policy:
     wide = wide_tower(preset)
     if wide:
         model.model.visual.float()
-    if processes() == 1:  # of sharded weights, all processes must run the tower at the same time
+    if not sharded():  # else all processes must run the tower at the same time
         reuse_features(model, wide=wide)
     return Policy(model, processor, preset)
 

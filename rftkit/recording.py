@@ -7,6 +7,7 @@ import copy
 import hashlib
 import json
 import logging
+import math
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from filelock import FileLock, Timeout
+from peft import load_peft_weights, set_peft_model_state_dict
 from transformers import PrinterCallback, TrainerCallback
 
 from rftkit import evals, hub, jigsaw, policy, runs
@@ -258,15 +260,22 @@ def weights_id(preset: Preset, model: Any) -> str:
     return str(getattr(model.config, "_commit_hash", None) or preset.revision or "not known")
 
 
-def last_checkpoint(folder: Path) -> str | None:
-    """The newest complete checkpoint: its trainer_state.json, written last, can be read. A half-written one is passed over."""
-    for path in sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]), reverse=True):
+def last_checkpoint(folder: Path, latest: float = math.inf) -> str | None:
+    """The newest complete checkpoint, of update `latest` or before: its trainer_state.json, written last, can be read. A half-written
+    one is passed over."""
+    for path in sorted(folder.glob("checkpoint-*"), key=_step_of, reverse=True):
+        if _step_of(path) > latest:
+            continue
         try:
             json.loads((path / "trainer_state.json").read_text())
         except (OSError, ValueError):
             continue
         return str(path)
     return None
+
+
+def _step_of(checkpoint: str | Path) -> int:
+    return int(Path(checkpoint).name.split("-")[1])
 
 
 def lazy_dataset(make: Callable[[int], dict[str, Any]], n: int) -> Dataset:
@@ -467,7 +476,8 @@ def _made(
     trainer.pop_callback(PrinterCallback)
     if policy.processes() > 1:
         recorder.save_weights = lambda path: trainer.save_model(str(path))  # gathers what is sharded
-    checkpoint = policy.from_main(lambda: last_checkpoint(folder))
+    end = trainer.args.max_steps
+    checkpoint = policy.from_main(lambda: last_checkpoint(folder, end - 1 if policy.sharded() else end))
     if checkpoint and (Path(checkpoint) / "config.json").exists():
         # transformers' own resume matches no name of a Qwen2.5-VL file (they are the Hub's) and says nothing: it would
         # go on from the base. An adapter's names do match.
@@ -475,8 +485,12 @@ def _made(
     if rehearses(model.preset) and hasattr(trainer, "rehearse"):
         trainer.add_callback(Rehearsal(trainer))
     try:
-        with one_thread(model.preset):
-            trainer.train(resume_from_checkpoint=checkpoint)
+        if checkpoint and _step_of(checkpoint) == end:  # a Trainer that resumes at its end makes one more update
+            if (Path(checkpoint) / "adapter_config.json").exists():
+                set_peft_model_state_dict(model.model, load_peft_weights(checkpoint))
+        else:
+            with one_thread(model.preset):
+                trainer.train(resume_from_checkpoint=checkpoint)
     except torch.OutOfMemoryError as error:
         raise UserError(
             f"The GPU's memory did not suffice at update {trainer.state.global_step}: set a smaller micro_batch or eval_batch, or "

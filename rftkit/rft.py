@@ -28,7 +28,7 @@ from transformers.generation import LogitsProcessorList
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from trl import GRPOConfig, GRPOTrainer
 from trl.models.utils import unwrap_model_for_generation
-from trl.trainer.utils import split_pixel_values_by_grid, split_tensor_dict, unsplit_pixel_values_by_grid
+from trl.trainer.utils import RepeatSampler, split_pixel_values_by_grid, split_tensor_dict, unsplit_pixel_values_by_grid
 
 from rftkit import hub, jigsaw, recording, runs
 from rftkit.config import Preset, UserError
@@ -92,6 +92,24 @@ def without_tokens(model: Any, ids: Sequence[int]) -> Iterator[None]:
         head.bias = before
 
 
+class EpochSampler(RepeatSampler):
+    """TRL's sampler, which draws one epoch's order after the other from a generator that no checkpoint holds, so that a resumed run would
+    begin with the first epoch's again. The orders are the same, each one found by the number of its epoch."""
+
+    def __init__(self, like: RepeatSampler, epoch: Callable[[], int]):
+        super().__init__(
+            like.data_source, like.mini_repeat_count, like.batch_size, like.repeat_count, like.shuffle, like.seed
+        )
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        if self.shuffle:
+            self.generator.manual_seed(self.seed)
+            for _ in range(self.epoch()):
+                torch.randperm(self.num_samples, generator=self.generator)
+        return super().__iter__()
+
+
 class SampledTrainer(GRPOTrainer):
     """GRPOTrainer whose log-probabilities are those of the policy that is sampled.
 
@@ -134,6 +152,9 @@ class RFTTrainer(SampledTrainer):
     def _logits_processors(self, width: int) -> LogitsProcessorList | None:
         """Applied to the logits of the rollouts, whose prompts are padded to `width` tokens; a subclass may force tokens here."""
         return None
+
+    def _get_train_sampler(self, dataset: Any = None) -> Any:
+        return EpochSampler(super()._get_train_sampler(dataset), lambda: int(self.state.epoch or 0))
 
     def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
         """TRL counts micro-steps from 0 after a resume; its schedule of fresh rollouts needs the count from the first update.
@@ -342,12 +363,17 @@ def train_rft(
     An update takes `preset.rft_prompts` puzzles with `preset.rft_group` rollouts each; `beta` is the KL coefficient,
     `until` an exact accuracy at whose first evaluation training ends before `steps`; `after`, `evaluate` and `save_at` are
     `train_sft`'s. A finished run with the same settings is read instead of repeated; an interrupted one resumes from its last
-    checkpoint.
+    checkpoint. Raises UserError for settings that do not work together.
     """
     lr = preset.rft_lr if lr is None else lr
     steps = preset.rft_steps if steps is None else steps
     recording.check_run(lr, steps, eval_steps)
     beta = preset.rft_beta if beta is None else beta
+    if beta and after and variant.trainer is RFTTrainer:
+        raise UserError(
+            "TRL's own KL reference is the untrained base, or with LoRA the run gone on from: to go on from a run, set beta=0.0 "
+            "or choose the reference with estimators.variant."
+        )
     usual = {**grpo_arguments(preset), **sampler_arguments(preset)}
     # rollouts are not saved, so checkpoints lie between two batches of them
     save_every = -(-save_every // preset.rft_reuse) * preset.rft_reuse

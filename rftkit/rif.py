@@ -5,7 +5,9 @@ gets right is not trained on. Also the filter as first released, which leaked th
 from __future__ import annotations
 
 import json
+import math
 import os
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,8 +28,8 @@ def draw(
 ) -> list[Rollout]:
     """`k` samples (temperature 1) to each of these rows of the training split, scored by the task.
 
-    With a `path` they are written there as they come and read back if they are there: a killed run goes on drawing where it
-    was. Scores are never read, they are made anew.
+    With a `path` they are written there as they come, with the seconds that they took, and read back if they are there: a killed run
+    goes on drawing where it was. Scores are never read, they are made anew.
     """
     indices = list(indices)
     said = policy.from_main(lambda: _said(path) if path else {})
@@ -38,14 +40,22 @@ def draw(
         asked = [(i, s) for i in rows for s in range(k)]
         new = [(i, s) for i, s in asked if (i, s) not in said]
         seeds = [rollouts.sample_seed(seed, 0, i, s) for i, s in new]
+        started = time.monotonic()
         texts = policy.generate(model, [rows[i] for i, _ in new], temperature=1.0, seed=seeds)
+        each = (time.monotonic() - started) / max(1, len(new))
         said |= zip(new, texts, strict=True)
         if path and new and policy.is_main():
             with open(path, "a", encoding="utf-8") as file:
-                lines = [{"index": i, "sample": s, "text": said[i, s]} for i, s in new]
+                lines = [{"index": i, "sample": s, "text": said[i, s], "seconds": round(each, 4)} for i, s in new]
                 file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         verdicts += [_scored(task, rows[i], i, s, said[i, s]) for i, s in asked]
     return verdicts
+
+
+def seconds(path: Path) -> float:
+    """What the samples in a file that `draw` has read took, however often it was interrupted; 0 for those of a file without seconds."""
+    with open(path, encoding="utf-8") as file:
+        return math.fsum(json.loads(line).get("seconds", 0.0) for line in file)
 
 
 def _said(path: Path) -> dict[tuple[int, int], str]:

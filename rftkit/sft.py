@@ -163,11 +163,9 @@ def sft_arguments(preset: Preset) -> dict[str, Any]:
     """An update of `preset.sft_batch` examples, `preset.micro_batch` at a time, as arguments of SFTConfig. Raises UserError where
     several processes cannot share it."""
     share = recording.share(preset.sft_batch, "sft_batch")
-    micro = preset.micro_batch or share
-    if share < preset.sft_batch:
-        micro = math.gcd(micro, share)  # an update is of exactly as many examples as on one process
+    micro = math.gcd(preset.micro_batch or share, share)  # an update is of exactly `sft_batch` examples, whatever fits
     return {
-        "per_device_train_batch_size": micro, "gradient_accumulation_steps": -(-share // micro), "max_length": None,
+        "per_device_train_batch_size": micro, "gradient_accumulation_steps": share // micro, "max_length": None,
         "completion_only_loss": True,
     }  # fmt: skip
 

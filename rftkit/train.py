@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from torch import distributed
 
-from rftkit.arms import ARMS
+from rftkit.arms import ARMS, arms_of
 from rftkit.config import PRESETS, Preset, UserError, get_preset
 from rftkit.notebooks import convert
 from rftkit.policy import is_main
@@ -35,12 +35,13 @@ def add_preset(parser: argparse.ArgumentParser, default: str) -> None:
 def main(argv: list[str]) -> int:
     """Train one arm, or read its finished run."""
     parser = argparse.ArgumentParser(prog="python -m rftkit train", description=main.__doc__)
-    parser.add_argument("arm", help=f"one of {', '.join(ARMS)}")
+    parser.add_argument("arm", help=f"one of {', '.join(ARMS)}; points_rft_N starts from update N of the tier's plan")
     add_preset(parser, "tiny")
     args = parser.parse_args(argv)
-    if args.arm not in ARMS:
-        raise UserError(f"There is no arm {args.arm!r}: choose from {', '.join(ARMS)}.")
-    record, _ = ARMS[args.arm](preset_from(args.preset, args.fields), args.seed, None)
+    preset = preset_from(args.preset, args.fields)
+    if args.arm not in (known := arms_of(preset.name)):
+        raise UserError(f"There is no arm {args.arm!r}: choose from {', '.join(known)}.")
+    record, _ = known[args.arm](preset, args.seed, None)
     if is_main():
         last = record.evals()[-1]
         print(

@@ -211,6 +211,7 @@ def rft_stage(
     name = "points_rft" + "_diverse" * diverse + "_fast" * fast
     return train_rft(
         preset, seed, name=f"{name}_{start}", lr=plan.rft_lr * (3 if fast else 1), steps=plan.rft_steps, practice=practice,
+        beta=0.0,  # the paper has no KL penalty, and one would pull back to before SFT
         after=before, evaluate=evaluation(plan), save_at={plan.rft_steps}, home=home,
     )  # fmt: skip
 
@@ -263,8 +264,8 @@ MATRICES = r"language_model.*_proj\.weight|^model\.layers.*_proj\.weight"  # the
 
 
 def matrices(policy: Policy) -> dict[str, torch.Tensor]:
-    """A copy of the language model's weight matrices, tables and norms left out."""
-    return {n: p.detach().clone() for n, p in policy.model.named_parameters() if re.search(MATRICES, n)}
+    """A copy of the language model's weight matrices on the CPU, where `spectra` computes; tables and norms left out."""
+    return {n: p.detach().cpu().clone() for n, p in policy.model.named_parameters() if re.search(MATRICES, n)}
 
 
 def edits(

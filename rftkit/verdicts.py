@@ -118,10 +118,12 @@ def every(says: str, values: Values, limit: float, sign: int = 1, form: str = ".
 
 
 def before(says: str, first: Values, second: Values, form: str = ".0f") -> Part:
-    """Does the slowest of the first runs come before the fastest of the second? Its values are the differences, paired by seed."""
+    """Does the slowest of the first runs come before the fastest of the second? Its values are the differences, paired by seed; a run
+    that never arrives is the slowest of all."""
     both = combine(lambda a, b: b - a, first, second)
     early, late = sorted(first.of.values()) or [math.nan], sorted(second.of.values()) or [math.nan]
-    verdict = _verdict(both, early[-1] < late[0], early[0] > late[-1])
+    last_early, last_late = (math.inf if v.missed else some[-1] for v, some in ((first, early), (second, late)))
+    verdict = _verdict(both, last_early < late[0], early[0] > last_late)
     made = _made(says, both, _interval(both), 0.0, "above", None, verdict, form)
     if len(both.of) < SEEDS:
         return made

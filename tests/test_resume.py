@@ -9,6 +9,7 @@ import time
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from rftkit import recording, rft, runs
 from rftkit.policy import load_policy
@@ -21,16 +22,17 @@ from pathlib import Path
 from rftkit.config import get_preset
 from rftkit import sft, rft
 rft.hit = lambda completions, **_: [len(set(c[0]["content"].split())) / 12 for c in completions]  # the untrained earn nothing else
-preset = get_preset("tiny", model=sys.argv[2], max_completion=8, rft_prompts=2, rft_group=4, sft_batch=4, eval_n=4, train_n=64)
+preset = get_preset("tiny", model=sys.argv[2], max_completion=8, rft_prompts=2, rft_group=4, sft_batch=4, eval_n=4, train_n=12)
 train = rft.train_rft if sys.argv[1] == "rft" else sft.train_sft
 lora = {"lora_rank": 4, "lr": 1e-2} if sys.argv[1] == "lora" else {}
-train(preset, 3, steps=8, eval_steps={2, 5, 8}, save_every=2, home=Path(sys.argv[3]), **lora)
+train(preset, 3, steps=8, eval_steps={2, 5, 8}, save_every=2, home=Path(sys.argv[3]), **lora)  # 8 updates: RFT leaves its first epoch
 """
+DIES = "from rftkit import recording\nrecording._finish = lambda *_: sys.exit(3)\n"  # trained and saved, and not yet said to be done
 
 
-def start(method, base, home, **more):
+def start(method, base, home, script=SCRIPT, **more):
     return subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", SCRIPT, method, str(base), str(home)], env=dict(os.environ), **more
+        [sys.executable, "-W", "ignore", "-c", script, method, str(base), str(home)], env=dict(os.environ), **more
     )
 
 
@@ -73,6 +75,28 @@ def test_a_killed_run_resumes_to_the_same_end(method, small_base, tmp_path):
     assert killed.samples == whole.samples
 
 
+@pytest.mark.parametrize("method", ["sft", "lora"])
+def test_a_run_killed_at_its_very_end_is_not_trained_on(method, small_base, tmp_path):
+    """Asked to resume from its last checkpoint, transformers' Trainer makes one update more."""
+    script = SCRIPT.replace("preset = ", DIES + "preset = ")
+    assert start(method, small_base, tmp_path, script).wait(120) == 3
+    (folder,) = tmp_path.glob("runs/*")
+    trained = weights(folder / "final")
+    (folder / "final").rename(tmp_path / "half written")
+    assert only_record(tmp_path).status == "running" and (folder / "checkpoint-8").exists()
+    assert start(method, small_base, tmp_path).wait(120) == 0
+    record = only_record(tmp_path)
+    assert record.status == "done"
+    assert [row["step"] for row in record.metrics if row["kind"] == "train"] == list(range(1, 9))
+    again = weights(folder / "final")
+    assert trained.keys() == again.keys() and all(torch.equal(trained[name], again[name]) for name in trained)
+
+
+def weights(folder):
+    (path,) = folder.glob("*.safetensors")
+    return load_file(path)
+
+
 def test_two_processes_make_a_run_once(small_base, tmp_path):
     """Two notebooks that want the same run: one makes it, the other waits and reads it."""
     both = [start("sft", small_base, tmp_path, stdout=subprocess.PIPE, text=True) for _ in range(2)]
@@ -107,6 +131,7 @@ def test_a_half_written_checkpoint_is_passed_over(tmp_path):
         if state is not None:
             (folder / "trainer_state.json").write_text(state)
     assert recording.last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")
+    assert recording.last_checkpoint(tmp_path, 1) is None
 
 
 @pytest.mark.parametrize("train", [train_sft, train_rft])
