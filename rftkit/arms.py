@@ -10,7 +10,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from rftkit import blends, continual, dynamics, hub, jigsaw, recording, rollouts, runs, sequence, tasks, two_stage
-from rftkit.config import Preset, get_preset
+from rftkit.config import Preset, UserError, get_preset
 from rftkit.evals import t_interval, value_at
 from rftkit.methods import METHODS, ORDERS
 from rftkit.plots import alt_text, learning_curves, matched_drop, puzzle, run_labels, style_of
@@ -52,8 +52,12 @@ def sft_rft_lr(preset: Preset, seed: int, home: Path | None = None) -> tuple[run
 
 
 def lora_sft(preset: Preset, seed: int, home: Path | None = None) -> tuple[runs.RunRecord, Policy]:
-    """Answer-only SFT of a low-rank adapter: is the number of free parameters what forgets?"""
-    rank = preset.lora_rank or 8
+    """Answer-only SFT of a low-rank adapter: is the number of free parameters what forgets? Raises UserError where all arms train one."""
+    if preset.lora_rank:
+        raise UserError(
+            f"At {preset.name!r} every arm trains an adapter, so lora_sft would repeat sft: choose another arm."
+        )
+    rank = 8
     steps = 2 * preset.sft_steps
     return train_sft(preset, seed, name="lora_sft", lora_rank=rank, steps=steps, eval_steps=_slow(steps), home=home)
 

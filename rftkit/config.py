@@ -102,8 +102,7 @@ PRESETS = {
         rft_prompts=64,  # A of 2505.23590, with 8 rollouts of each
         sft_steps=400,  # B of 2506.23508 for 7B (200 for 3B)
         rft_steps=27_360,  # B of 2506.23508; its batch was not found
-        rft_beta=0.04,  # A of 2505.23590
-        kl_beta=0.04,
+        kl_beta=0.04,  # A of 2505.23590, whose RFT is the arm rft_kl therefore
         eval_n=500,
         eval_batch=50,
         # a gradient of all weights would take 12 GB an example; these take 40 MB

@@ -391,6 +391,14 @@ def phases(work: Work) -> dict[str, Bytes]:
         "copies of weights": copies + dequantised,
         "images": image_bytes(p, max(rollouts, rows), batches[0].images),
     }
+    if on_gpu and work.name.startswith(("sft", "self_once")):  # arms that measure their dynamics
+        batch = replace(batches[-1], rows=1, images=1) if p.checkpointing else batches[-1]  # `dynamics.at_once`
+        found["gradients of examples"] = {
+            "gradients, float32": 4.0 * batch.rows * (trained if p.lora_rank else 0),
+            "activations": activation_bytes(replace(p, checkpointing=False), batch),
+            "logits": 4 * 4.0 * batch.rows * work.answer * shape.vocab,
+            "copies of weights": copies + dequantised,
+        }
     found["AdamW step"] = {
         "gradients, float32": 4.0 * trained,
         "temporaries": 4.0
@@ -780,7 +788,7 @@ def _minutes(works: Sequence[Work], preset: Preset) -> str:
     """Minutes of the updates: predicted for a card of `DEVICES`, taken from the recorded runs on a CPU."""
     if preset.device == "cuda":
         name = torch.cuda.get_device_name()
-        device = next((d for d in DEVICES if d.name in name), None)
+        device = next((d for d in DEVICES if re.search(rf"\b{d.name}\b", name)), None)  # an L40S is no L4
         if device is None:
             return f"not predicted for {name}; `python -m rftkit cost` says what other cards take"
         return f"about {sum(seconds_in_all(work, device)[0] for work in works) / 60:.0f} minutes on this {device.name}"

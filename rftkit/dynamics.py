@@ -22,10 +22,11 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
-from rftkit.config import UserError
+from rftkit.config import Preset, UserError
 from rftkit.policy import Policy
 from rftkit.sft import sft_row
 from rftkit.tasks import Row
@@ -129,12 +130,12 @@ def log_likelihoods(policy: Policy, rows: Sequence[Row], batch_size: int = 32) -
     return sums, counts
 
 
-def perplexity(policy: Policy, rows: Sequence[Row]) -> Tensor:
+def perplexity(policy: Policy, rows: Sequence[Row], batch_size: int = 32) -> Tensor:
     """exp(-s / |y|) of each row's answer under the policy, shape (n,): 1 is certain, the vocabulary's size is blind guessing.
 
     Of the *base* this is the quantity that 2506.23508 puts beside forgetting; its exact normalisation was not found, this is the usual.
     """
-    sums, counts = log_likelihoods(policy, rows)
+    sums, counts = log_likelihoods(policy, rows, batch_size)
     return (-sums / counts).exp()
 
 
@@ -413,14 +414,21 @@ def kernel_bound(policy: Policy, train: Sequence[Row], prior: Sequence[Row], gai
     eta is chosen row by row so that, to first order, the step raises the row's own log-probability by `gain` nats: small enough
     for the first order, large enough for float32. A row that is fitted to within `gain` has not so much to gain: its step leaves
     the first order and its ratio is no bound any more. No step is longer than 1, lest a row with hardly any gradient wreck the model.
+
+    On a GPU `moved`, and with it the bound, is NaN: there models compute in 16 bit, in which so small a step is lost and the square
+    of the rounding is all that would be measured.
     """
     before = _answer_logps(policy, prior)
+    exact = policy.model.device.type == "cpu"
     moved, residuals = [], []
     for row in train:
-        length = max(_squared_norm(policy, row), 1e-12) ** 0.5
-        eta = min(gain / length**2, 1 / length)
         with torch.no_grad(), evaluating(policy.model):
             residuals.append(residual(*answer_logits(policy, [row]))[0].cpu())
+        if not exact:
+            moved.append(torch.full((len(prior),), torch.nan))
+            continue
+        length = max(_squared_norm(policy, row), 1e-12) ** 0.5
+        eta = min(gain / length**2, 1 / length)
         with _stepped(policy, row, eta):
             after = _answer_logps(policy, prior)
         moved.append(
@@ -441,7 +449,7 @@ def _answer_logps(policy: Policy, rows: Sequence[Row]) -> list[tuple[Tensor, Ten
     """Of each row: the log-probabilities (answer length, V) of every word at every position of its answer, and |A|_F^2."""
     out: dict[int, tuple[Tensor, Tensor]] = {}
     with torch.no_grad(), evaluating(policy.model):
-        for index in batches(rows, 16):
+        for index in batches(rows, at_once(policy.preset)):
             logits, targets = answer_logits(policy, [rows[i] for i in index])
             logps, spreads = logits.log_softmax(-1), spread(logits, targets)
             for k, i in enumerate(index):
@@ -464,6 +472,11 @@ def cosine_of_means(products: Tensor, a: Sequence[int], b: Sequence[int]) -> flo
     return float(mean(a, b) / (mean(a, a) * mean(b, b)).sqrt())
 
 
+def at_once(preset: Preset) -> int:
+    """Examples that `measure` holds on the device: those of a micro-batch, and one where training spares its activations."""
+    return 1 if preset.checkpointing else preset.micro_batch or 16
+
+
 # --- one row of a run's record ---------------------------------------------------------------------------------------------
 
 
@@ -475,8 +488,11 @@ def measure(policy: Policy, train: Sequence[Row], prior: Sequence[Row], where: s
     Keys: "perplexity" (of the training answers, geometric mean), "train_norm" and "prior_norm" (root mean square of the norms of g),
     "mean_norm" (norm of the mean of g), "residual", "spread", and by probe: "moved", "bound" (geometric means over pairs) and "cosine".
     """
+    size = at_once(policy.preset)
+    # LoRA's gradients are smaller than what they are made of, and all of them would fill a small GPU
+    keep = (lambda _, block: block.cpu()) if isinstance(policy.model, PeftModel) else None
     kernel = kernel_bound(policy, train, prior)
-    products = inner(both := gradients(policy, [*train, *prior], where), both)
+    products = inner(both := gradients(policy, [*train, *prior], where, keep, size), both)
     n = len(train)
     first = range(n)
     groups = {
@@ -493,7 +509,7 @@ def measure(policy: Policy, train: Sequence[Row], prior: Sequence[Row], where: s
     squares = products.diagonal()
     return {
         "kind": "dynamics",
-        "perplexity": float(perplexity(policy, train).log().mean().exp()),
+        "perplexity": float(perplexity(policy, train, size).log().mean().exp()),
         "train_norm": float(squares[:n].mean().sqrt()),
         "prior_norm": float(squares[n:].mean().sqrt()),
         "mean_norm": float(products[:n, :n].mean().sqrt()),

@@ -147,7 +147,7 @@ def _stream(
     source: Source, revision: str | None, shuffled: bool, keep: Keep | None, start: int
 ) -> tuple[Iterator[Record], pyarrow.Schema]:
     """Rows with their pictures as bytes."""
-    from datasets import Features, load_dataset
+    from datasets import Features, Image, load_dataset
 
     with _told(source):
         # no_checks: the repository's README promises splits that are left out here
@@ -161,6 +161,9 @@ def _stream(
                 f"The data set {source.repo} has no column {', '.join(missing)} (expected are {', '.join(source.columns)}): "
                 "it has changed, so pin an older commit of it in REVISIONS of the module that names it."
             )
+        for name in source.columns:
+            if name.startswith("image") and data.features[name].dtype == "binary":  # a picture's file without saying so
+                data = data.cast_column(name, Image())
         schema = Features({name: data.features[name] for name in source.columns}).arrow_schema
         data = data.select_columns(list(source.columns)).decode(False)
         if shuffled:

@@ -162,8 +162,10 @@ def _dynamics(record: RunRecord) -> list[dict[str, Any]]:
 
 
 def kernel(record: RunRecord, when: Callable[[int], bool], key: str = "bound") -> float | None:
-    """LBK, or its numerator ("moved"): geometric mean over probes and over the evaluations whose update `when` picks."""
-    logs = [np.log(list(row[key].values())).mean() for row in _dynamics(record) if when(row["step"])]
+    """LBK, or its numerator ("moved"): geometric mean over probes and over the evaluations whose update `when` picks; None where it was
+    not measured, as on a GPU."""
+    rows = [list(row[key].values()) for row in _dynamics(record) if when(row["step"])]
+    logs = [np.log(some).mean() for some in rows if None not in some]
     return float(np.exp(np.mean(logs))) if logs else None
 
 

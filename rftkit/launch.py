@@ -18,6 +18,7 @@ import os
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -26,21 +27,21 @@ from typing import Any
 
 import pyarrow
 import pyarrow.parquet
+import torch
 import yaml
 
-from rftkit import arms, hub, rft
+from rftkit import arms, cost, hub, rft
 from rftkit.config import Preset, UserError
 from rftkit.runs import output_home
 from rftkit.train import add_preset, preset_from
 
 CONFIGS = Path(__file__).parent / "configs"
 STRATEGIES = ("ddp", "fsdp2", "zero3")
-NOTEBOOKS: dict[str, Callable[[str], tuple[str, ...]]] = {  # the arms that are launched at a tier
-    "02": lambda tier: arms.NOTEBOOK_02,
-    "04": lambda tier: tuple(
-        arm for arm in arms.NOTEBOOK_04 if arm != "self_fresh"
-    ),  # samples while it trains, on one process
-    "05": lambda tier: tuple(arm for arm in arms.arms_of(tier) if arm.startswith("points_")),
+NOTEBOOKS: dict[str, Callable[[Preset], tuple[str, ...]]] = {  # the arms that are launched at a preset
+    "02": lambda preset: tuple(arm for arm in arms.NOTEBOOK_02 if arm != "lora_sft" or not preset.lora_rank),
+    # self_fresh samples while it trains, on one process
+    "04": lambda preset: tuple(arm for arm in arms.NOTEBOOK_04 if arm != "self_fresh"),
+    "05": lambda preset: tuple(arm for arm in arms.arms_of(preset.name) if arm.startswith("points_")),
 }
 VLLM_PORT = 8000
 
@@ -152,16 +153,33 @@ def check_installed(strategy: str, vllm: str) -> None:
         raise UserError("vLLM is not installed: pip install -r course/locks/vllm.txt, or take --vllm off.")
 
 
+def check_gpus(cluster: Cluster, server: bool) -> None:
+    """Raise UserError where this machine has fewer GPUs than its processes and vLLM's server are to have."""
+    found, served = torch.cuda.device_count(), cluster.server_gpus if server else 0
+    if found < cluster.processes + served:
+        beside = f" and {served} for vLLM's server" if server else ""
+        raise UserError(
+            f"{cluster.processes} processes want a GPU each{beside}, and this machine has {found}: set --processes to at most "
+            f"{max(0, found - served)}, a number that divides the prompts and the batch of an update."
+        )
+
+
 def run(commands: Sequence[Command], server: Command | None) -> int:
-    """Run the commands one after another, beside the server. Returns the first exit code that is not 0."""
+    """Run the commands one after another, beside the server, and no longer than that. Returns the first exit code that is not 0."""
     serving = subprocess.Popen(server.words, env={**os.environ, **server.environment}) if server else None
     try:
         for command in commands:
             # accelerate's own script may not be on the path of the interpreter that runs us
             words = [sys.executable, "-m", "accelerate.commands.launch", *command.words[2:]]
-            done = subprocess.run(words, env={**os.environ, **command.environment})
-            if done.returncode:
-                return done.returncode
+            trained = subprocess.Popen(words, env={**os.environ, **command.environment})
+            while trained.poll() is None:
+                if serving and serving.poll() is not None:
+                    trained.terminate()
+                    trained.wait()
+                    raise UserError(f"vLLM's server ended with exit code {serving.returncode}: see above what it said.")
+                time.sleep(1)
+            if trained.returncode:
+                return trained.returncode
         return 0
     finally:
         if serving:
@@ -378,10 +396,10 @@ def write_yaml(path: Path, config: dict[str, Any]) -> None:
         raise UserError(f"{path} cannot be written ({error.strerror}): name another folder with --out.") from error
 
 
-def _arms(notebook: str, arm: str | None, tier: str) -> tuple[str, ...]:
+def _arms(notebook: str, arm: str | None, preset: Preset) -> tuple[str, ...]:
     if notebook.zfill(2) not in NOTEBOOKS:
         raise UserError(f"No training is launched for notebook {notebook!r}: choose one of {', '.join(NOTEBOOKS)}.")
-    found = NOTEBOOKS[notebook.zfill(2)](tier)
+    found = NOTEBOOKS[notebook.zfill(2)](preset)
     if arm is not None and arm not in found:
         raise UserError(f"Notebook {notebook} has no arm {arm!r}: choose one of {', '.join(found)}.")
     return found if arm is None else (arm,)
@@ -424,7 +442,7 @@ def main(argv: list[str]) -> int:
     """Train a notebook's arms on several GPUs or machines: write the configurations, print the commands, run them."""
     args = _parser().parse_args(argv)
     preset = preset_from(args.preset, args.fields)
-    chosen = _arms(args.notebook, args.arm, preset.name)
+    chosen = _arms(args.notebook, args.arm, preset)
     cluster = Cluster(
         args.machines, args.processes, args.machine_rank, args.main_process_ip, args.main_process_port, args.server_gpus
     )
@@ -441,7 +459,8 @@ def main(argv: list[str]) -> int:
     config = folder / "accelerate.yaml"
     write_yaml(config, accelerate_config(strategy, cluster, cpu=preset.device == "cpu"))
     commands = [train_command(config, arm, args, vllm, preset.vllm, cluster) for arm in chosen]
-    server = server_command(preset, cluster) if vllm == "server" and cluster.rank == 0 else None
+    sampled = any(cost.work_of(preset, arm).algorithm == "rft" for arm in chosen)
+    server = server_command(preset, cluster) if vllm == "server" and cluster.rank == 0 and sampled else None
     text = "\n".join(
         [
             f"# on machine {cluster.rank} of {cluster.machines}",
@@ -454,4 +473,6 @@ def main(argv: list[str]) -> int:
     if args.dry_run:
         return 0
     check_installed(strategy, vllm)
+    if preset.device == "cuda":
+        check_gpus(cluster, server is not None)
     return run(commands, server)

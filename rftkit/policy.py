@@ -66,6 +66,7 @@ def load_policy(preset: Preset) -> Policy:
     folder = str(bundled or preset.model)
     kwargs: dict[str, Any] = {"revision": preset.revision} if preset.revision else {}
     dtype = compute_dtype(preset)  # says so if there is no GPU, before anything is downloaded
+    _one_gpu(preset)
     device = join(preset)
     processor = _read(ImageTextProcessor.from_pretrained, folder, **kwargs)
     processor.tokenizer.padding_side = "left"  # generation appends on the right
@@ -118,6 +119,15 @@ def _read(load: Any, folder: str, **kwargs: Any) -> Any:
         raise UserError(
             f"The model in {folder} cannot be read ({reason}): download it again or name another."
         ) from error
+
+
+def _one_gpu(preset: Preset) -> None:
+    """TRL trains in one process only where it sees one GPU, and says so late. Raises UserError."""
+    if preset.device.startswith("cuda") and processes() == 1 and (found := torch.cuda.device_count()) > 1:
+        raise UserError(
+            f"{found} GPUs are visible and one process trains on one: set CUDA_VISIBLE_DEVICES=0 before Python starts, or train on "
+            "all of them by `python -m rftkit launch`."
+        )
 
 
 def compute_dtype(preset: Preset) -> torch.dtype:

@@ -336,6 +336,8 @@ class PrefixRFTTrainer(RFTTrainer):
         training = self.model.training
         self._forced = self._draw_prefixes(inputs) if training else [[]] * len(inputs)
         output = super()._generate_and_score_completions(inputs)
+        first = self.accelerator.process_index * len(inputs)  # rewards are gathered from all processes
+        self._rewards = self._rewards[first : first + len(inputs)]
         lengths = torch.tensor([len(ids) for ids in self._forced], device=self.accelerator.device)
         output["prefix_mask"] = (
             torch.arange(output["completion_ids"].shape[1], device=lengths.device) < lengths[:, None]

@@ -32,7 +32,7 @@ from trl.trainer.utils import RepeatSampler, split_pixel_values_by_grid, split_t
 
 from rftkit import hub, jigsaw, recording, runs
 from rftkit.config import Preset, UserError
-from rftkit.policy import Policy, load_policy
+from rftkit.policy import Policy, load_policy, never_sampled
 from rftkit.sft import lora_config
 from rftkit.tasks import Row, Task
 
@@ -374,7 +374,9 @@ def train_rft(
             "TRL's own KL reference is the untrained base, or with LoRA the run gone on from: to go on from a run, set beta=0.0 "
             "or choose the reference with estimators.variant."
         )
-    usual = {**grpo_arguments(preset), **sampler_arguments(preset)}
+    sampler_arguments(preset)  # refuses what does not work before a model is loaded
+    policy = load_policy(preset)
+    usual = {**grpo_arguments(preset), **sampler_arguments(preset, never_sampled(policy))}
     # rollouts are not saved, so checkpoints lie between two batches of them
     save_every = -(-save_every // preset.rft_reuse) * preset.rft_reuse
     batch = preset.rft_prompts * preset.rft_group
@@ -383,7 +385,6 @@ def train_rft(
         "reuse": preset.rft_reuse, "lora_rank": preset.lora_rank, **({"until": until} if until is not None else {}),
         **({"practice": practice.name} if practice else {}), **variant.settings,
     }  # fmt: skip
-    policy = load_policy(preset)
     task, rewards = (practice.task, practice.rewards) if practice else (hub.new_task(preset), (hit, exact, template))
     dataset = recording.lazy_dataset(lambda i: variant.row(task.row(seed, i, "train")), preset.train_n)
 
@@ -436,8 +437,9 @@ def rollout_tokens(preset: Preset) -> int:
     return preset.max_pixels // 28**2 + 1024 + preset.max_completion
 
 
-def sampler_arguments(preset: Preset) -> dict[str, Any]:
-    """Who samples, as arguments of GRPOConfig: model.generate, vLLM beside the training on each GPU, or vLLM's server.
+def sampler_arguments(preset: Preset, never: Sequence[int] = ()) -> dict[str, Any]:
+    """Who samples, as arguments of GRPOConfig: model.generate, vLLM beside the training on each GPU, or vLLM's server. Token ids `never`
+    are not sampled: an image token in a reply would end the training. vLLM's server is not told so.
 
     Raises UserError for what is not installed or does not work.
     """
@@ -450,4 +452,5 @@ def sampler_arguments(preset: Preset) -> dict[str, Any]:
     arguments = {"use_vllm": True, "vllm_max_model_length": rollout_tokens(preset)}
     if address := os.environ.get(VLLM_SERVER):
         return {**arguments, "vllm_mode": "server", "vllm_server_base_url": address, "vllm_server_timeout": 1800.0}
-    return {**arguments, "vllm_mode": "colocate"}
+    biased = {"generation_kwargs": {"logit_bias": dict.fromkeys(never, -100.0)}} if never else {}
+    return {**arguments, **biased, "vllm_mode": "colocate"}

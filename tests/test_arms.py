@@ -1,3 +1,4 @@
+import dataclasses
 import json
 from dataclasses import asdict
 
@@ -11,6 +12,11 @@ from rftkit.config import UserError, get_preset
 def test_pages_show_what_the_recorded_runs_say(page, text):
     shown = (arms.ROOT / page).read_text().partition(arms.BEGIN)[2].partition(arms.END)[0].strip()
     assert shown == text(), "run `python -m rftkit record`"
+
+
+def test_an_arm_that_would_repeat_another_is_refused(small_preset):
+    with pytest.raises(UserError, match="lora_sft would repeat sft"):
+        arms.lora_sft(dataclasses.replace(small_preset, lora_rank=4), 0)
 
 
 def test_every_arm_is_recorded_with_three_seeds_and_the_settings_of_today():

@@ -329,6 +329,25 @@ def given(name, of_seed):
     return {"arms": arms_of(made)}
 
 
+def test_a_run_that_never_arrives_is_the_slowest():
+    def values(name, steps, missed=()):
+        return Values(dict(enumerate(steps)), {i: (f"{name}-s{i}",) for i in range(len(steps))}, missed)
+
+    slow = values("rft", (100, 120, 140))
+    assert verdicts.before("", values("sft", (20, 30, 40)), slow).verdict == "yes"
+    assert verdicts.before("", values("sft", (20, 30, 40), ("sft-s3",)), slow).verdict == "open"
+    assert verdicts.before("", slow, values("sft", (20, 30, 40))).verdict == "no"
+    assert verdicts.before("", slow, values("sft", (20, 30, 40), ("sft-s3",))).verdict == "open"
+
+
+def test_a_kernel_that_was_not_measured_is_none():
+    row = {"kind": "dynamics", "step": 0, "bound": {"color": 2.0, "count": 8.0}}
+    record = runs.RunRecord("sft-s0", "sft", "tiny", 0, {}, metrics=[row])
+    assert judged.kernel(record, lambda step: True) == pytest.approx(4.0)
+    on_gpu = runs.RunRecord("sft-s0", "sft", "qlora", 0, {}, metrics=[{**row, "bound": {"color": None, "count": None}}])
+    assert judged.kernel(on_gpu, lambda step: True) is None
+
+
 every_claim = pytest.mark.parametrize("name", CASES)
 
 

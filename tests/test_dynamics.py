@@ -232,6 +232,23 @@ def test_cosine_of_means_is_that_of_the_mean_gradients(policy):
     )
 
 
+def test_a_measurement_does_not_depend_on_how_many_examples_fit(small_preset):
+    """LoRA's gradients are kept as they are in place of what they are made of, a micro-batch at a time."""
+    rows = []
+    for micro in (0, 2):
+        torch.manual_seed(0)
+        loaded = load_policy(dataclasses.replace(small_preset, micro_batch=micro))
+        loaded.model = get_peft_model(loaded.model, lora_config(4))
+        for name, p in loaded.model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(p, std=0.1)
+        rows.append(dynamics.measure(loaded, ROWS[:3], ROWS[3:]))
+    for key in ("perplexity", "train_norm", "prior_norm", "mean_norm", "residual", "spread"):
+        assert rows[0][key] == pytest.approx(rows[1][key], rel=1e-4)
+    assert rows[0]["cosine"] == pytest.approx(rows[1]["cosine"], abs=1e-4)
+    assert dynamics.at_once(dataclasses.replace(small_preset, micro_batch=8, checkpointing=True)) == 1
+
+
 def test_a_measurement_is_a_row_for_the_record(policy):
     row = dynamics.measure(policy, ROWS[:3], ROWS[3:])
     assert row["kind"] == "dynamics" and set(row["bound"]) == set(row["moved"]) == set(row["cosine"]) == {

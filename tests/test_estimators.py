@@ -288,6 +288,16 @@ def test_the_penalty_and_its_gradient(small_preset, tmp_path):
     ).item() == pytest.approx(base, rel=1e-5)
 
 
+def test_the_penalty_costs_no_second_pass(small_preset, tmp_path):
+    """Asked for its outputs, TRL's trainer runs the model again, with all of its logits."""
+    made, passes = anchored(small_preset, tmp_path, 3.0), []
+    batch = next(iter(made.get_train_dataloader()))
+    made.model.model.language_model.register_forward_hook(lambda *_: passes.append(1))
+    made.training_step(made.model, batch, None)
+    assert len(passes) == 1
+    assert hasattr(made, "rehearse")
+
+
 def test_a_strong_penalty_keeps_the_weights_where_they_began(small_preset, tmp_path):
     start = load_policy(small_preset).model.state_dict()
     data = Data("color", lambda policy, folder: Lazy(16, lambda i: PROBES["color"].row(0, i, "train")))

@@ -1,6 +1,7 @@
 """What is taken of a set and kept: real streams over small parquet files of several row groups, no network."""
 
 import dataclasses
+import io
 import multiprocessing
 import os
 import time
@@ -37,6 +38,21 @@ def write(folder, add=0, n=N):
         )
     (data / "other-00000-of-00001.parquet").write_text("not a parquet file")
     return hub_rows.Source(str(folder), "data/test-*", ("n", "box", "image"), COMMIT)
+
+
+def test_a_picture_that_is_declared_as_bytes_is_one(tmp_path, home):
+    """As MMStar's file has it: its column of pictures holds their files, and does not say that they are pictures."""
+    data = tmp_path / "set/data"
+    data.mkdir(parents=True)
+    files = []
+    for i in range(4):
+        picture(i).save(file := io.BytesIO(), format="PNG")
+        files.append({"n": i, "image": file.getvalue()})
+    types = Features({"n": Value("int64"), "image": Value("binary")})
+    Dataset.from_list(files, features=types).to_parquet(str(data / "test-00000-of-00001.parquet"))
+    afresh()
+    rows = hub_rows.load(hub_rows.Source(str(tmp_path / "set"), "data/test-*", ("n", "image"), COMMIT))
+    assert [row["image"].size for row in rows] == [(5, 4)] * 4
 
 
 @pytest.fixture(scope="module")

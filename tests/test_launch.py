@@ -7,7 +7,9 @@ import re
 import shlex
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow.parquet
 import pytest
@@ -18,7 +20,7 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, pa
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 from trl.scripts import vllm_serve
 
-from rftkit import __main__, arms, jigsaw, launch, rft, runs
+from rftkit import __main__, arms, jigsaw, launch, rft, runs, two_stage
 from rftkit.config import PRESETS, UserError, get_preset
 
 TYPES = {"ddp": DistributedType.MULTI_GPU, "fsdp2": DistributedType.FSDP, "zero3": DistributedType.DEEPSPEED}
@@ -497,4 +499,46 @@ def test_every_preset_that_is_launched_has_its_strategy(tmp_path):
     for name in PRESETS:
         processes = "2" if name == "tiny" else "4"
         config, commands = written(tmp_path / name, "02", "--preset", name, "--processes", processes)
-        assert config.use_cpu == (name == "tiny") and len(commands) == len(arms.NOTEBOOK_02)
+        wanted = [arm for arm in arms.NOTEBOOK_02 if name != "qlora" or arm != "lora_sft"]  # there SFT is LoRA's
+        assert config.use_cpu == (name == "tiny") and len(commands) == len(wanted)
+
+
+@pytest.mark.parametrize("tier", PRESETS)
+def test_cards_are_launched_from_updates_of_the_tier_s_plan(tmp_path, tier):
+    _, commands = written(tmp_path, "05", "--preset", tier, "--processes", "2", "--strategy", "ddp", "--vllm", "off")
+    starts = [int(n) for command in commands for n in re.findall(r" points_rft_(?:fast_)?(\d+) ", command)]
+    plan = two_stage.PLANS[tier]
+    assert starts == [*plan.starts, max(plan.starts)] and set(starts[1:]) <= set(plan.checkpoints)
+
+
+def test_a_server_only_samples_for_rft(tmp_path):
+    for arm, served in (("sft", 0), ("rft", 1)):
+        _, commands = written(
+            tmp_path / arm, "02", "--preset", "full", "--vllm", "server", "--processes", "4", "--arm", arm
+        )
+        assert sum("vllm serve" in command for command in commands) == served
+
+
+def test_more_processes_than_gpus_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(launch, "check_installed", lambda *_: None)
+    monkeypatch.setattr(launch, "run", lambda *_: pytest.fail("started"))
+    monkeypatch.setattr(launch.torch.cuda, "device_count", lambda: 8)
+    argv = ["02", "--preset", "full", "--arm", "rft", "--vllm", "server", "--out", str(tmp_path)]
+    with pytest.raises(UserError, match="8 processes want a GPU each and 1 for vLLM's server, and this machine has 8"):
+        launch.main(argv)
+
+
+def test_training_ends_with_its_server(monkeypatch):
+    """The trainers would wait half an hour for an answer."""
+    sleeper = launch.Command(("accelerate", "launch", "--version"))
+    monkeypatch.setattr(launch, "sys", SimpleNamespace(executable="/bin/sleep"))
+    began = time.monotonic()
+    popen = subprocess.Popen
+    monkeypatch.setattr(
+        launch.subprocess,
+        "Popen",
+        lambda words, **k: popen(["sleep", "60"] if words[0] == "/bin/sleep" else words, **k),
+    )
+    with pytest.raises(UserError, match="server ended with exit code 3"):
+        launch.run([sleeper], launch.Command(("sh", "-c", "exit 3")))
+    assert time.monotonic() - began < 30

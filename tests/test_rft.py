@@ -3,10 +3,30 @@ import dataclasses
 import pytest
 import torch
 from trl import GRPOConfig
+from trl.trainer.utils import RepeatSampler
 
-from rftkit import bench, chains, jigsaw, points, recording, rft
+from rftkit import bench, chains, jigsaw, points, recording, rft, runs
+from rftkit.config import UserError
 from rftkit.policy import load_policy
 from rftkit.tasks import JIGSAW
+
+
+def test_a_kl_term_after_another_run_wants_to_know_its_reference(small_preset, tmp_path):
+    before = recording.Before(runs.RunRecord("sft-s0", "sft", "tiny", 0, {}), tmp_path)
+    with pytest.raises(UserError, match=r"set beta=0\.0 or choose the reference"):
+        rft.train_rft(dataclasses.replace(small_preset, rft_beta=0.04), 0, after=before, home=tmp_path)
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_an_epoch_s_order_is_found_by_its_number(shuffle):
+    """The orders are those of TRL's sampler, and one that begins in the third epoch begins with the third order."""
+    ours, epoch = [], 0
+    like = RepeatSampler(range(7), 2, 3, 2, shuffle, seed=5)
+    sampler = rft.EpochSampler(like, lambda: epoch)
+    for epoch in range(3):  # noqa: B007  the sampler reads it
+        ours.append(list(sampler))
+    assert ours == [list(like) for _ in range(3)] and (ours[0] != ours[1]) == shuffle
+    assert list(rft.EpochSampler(RepeatSampler(range(7), 2, 3, 2, shuffle, seed=5), lambda: 2)) == ours[2]
 
 
 def trainer(cls, preset, folder, beta=0.0, task=JIGSAW):

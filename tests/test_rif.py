@@ -54,7 +54,20 @@ def test_a_killed_run_goes_on_drawing_where_it_was(asked, tmp_path, left):
     path.write_bytes(data[:left])
     calls.clear()
     assert rif.draw(model, TOY, 3, range(6), 4, path) == whole
-    assert len(path.read_bytes()) == len(data) and len(calls) == 24 - data[:left].count(b"\n")
+    lines = path.read_text().splitlines()
+    assert len(lines) == data.count(b"\n") == 24 and len(calls) == 24 - data[:left].count(b"\n")
+    assert rif.seconds(path) == pytest.approx(sum(json.loads(line)["seconds"] for line in lines))
+
+
+def test_an_interrupted_drawing_has_cost_both_its_parts(asked, tmp_path, monkeypatch):
+    model, _ = asked
+    path, clock = tmp_path / "drawn.jsonl", iter(range(100))
+    monkeypatch.setattr(rif.time, "monotonic", lambda: next(clock))  # each chunk takes a second
+    rif.draw(model, TOY, 3, range(6), 4, path)
+    chunks = -(-6 // max(1, model.preset.eval_batch // 4))
+    assert rif.seconds(path) == pytest.approx(chunks, abs=0.01)
+    rif.draw(model, TOY, 3, range(6), 4, path)  # nothing is left to draw
+    assert rif.seconds(path) == pytest.approx(chunks, abs=0.01)
 
 
 def test_a_file_s_word_for_a_score_is_not_taken(asked, tmp_path):

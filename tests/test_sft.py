@@ -30,6 +30,13 @@ def no_evaluation(policy):
     return row, []
 
 
+@pytest.mark.parametrize("micro", [0, 1, 3, 6, 16, 64])
+def test_an_update_has_as_many_examples_as_the_preset_says(small_preset, micro):
+    made = sft.sft_arguments(dataclasses.replace(small_preset, sft_batch=16, micro_batch=micro))
+    assert made["per_device_train_batch_size"] * made["gradient_accumulation_steps"] == 16
+    assert made["per_device_train_batch_size"] <= (micro or 16)
+
+
 @pytest.mark.parametrize("task", [chains.task(), JIGSAW])
 def test_an_update_is_the_same_in_one_piece_and_accumulated(small_preset, tmp_path, task):
     """The mean is over the tokens of all eight examples, not of the means of each: averaging those, or dropping micro-batches, is

@@ -51,8 +51,20 @@ def test_float16_before_ampere_and_bfloat16_since(card, capability, old):
     assert compute_dtype(get_preset("full")) is torch.float32
 
 
-def test_beside_float16_the_tower_is_float32_and_autocast_leaves_it_alone(small_preset):
-    """A tower that leaves float16's range answers what a float32 one does."""
+def test_one_process_wants_one_gpu(monkeypatch):
+    """TRL would say so only when the trainer is built, after all questions to the base."""
+    monkeypatch.setattr(policy.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(policy.torch.cuda, "get_device_capability", lambda *_: (9, 0))
+    monkeypatch.setattr(policy.torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(UserError, match=r"2 GPUs are visible .* CUDA_VISIBLE_DEVICES=0"):
+        load_policy(get_preset("full"))
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_beside_float16_the_tower_is_float32_and_autocast_leaves_it_alone(small_preset, monkeypatch, processes):
+    """A tower that leaves float16's range answers what a float32 one does, with whole models in several processes too."""
+    monkeypatch.setattr(policy, "processes", lambda: processes)
+    monkeypatch.setattr(policy, "join", lambda preset: preset.device)
     rows = JIGSAW.rows(0, 2)
     features = {}
     for dtype in ("float32", "float16"):

@@ -56,6 +56,9 @@ def test_rft_goes_on_from_a_checkpoint_and_from_the_base(sft, preset, tmp_path):
     assert [row["step"] for row in fresh.evals()] == [0, 2] and fresh.config[
         "practice"
     ] == "points-ten-any: 3 cards to 1 to 30 by +-; 8 and 6 hands evaluated"
+    pulled = dataclasses.replace(preset, rft_beta=0.04)  # a tier whose RFT has a KL term elsewhere
+    bare, _ = two_stage.rft_stage(pulled, 0, 0, plan=PLAN, home=tmp_path)
+    assert bare.config["beta"] == 0.0 and not any("kl" in row for row in bare.metrics)
     with pytest.raises(UserError, match="no checkpoint of update 3"):
         two_stage.rft_stage(preset, 0, 3, plan=PLAN, home=tmp_path)
 
