@@ -14,7 +14,7 @@ from accelerate import PartialState
 from accelerate.utils import DistributedType
 from transformers.generation import LogitsProcessorList
 
-from rftkit import chains, launch, recording, rft, runs, sft
+from rftkit import chains, launch, prefix_rft, recording, rft, runs, sft
 from rftkit.config import UserError, get_preset
 from rftkit.policy import GumbelNoise, generate, load_policy, load_trained, processes
 from rftkit.tasks import JIGSAW, PROBES
@@ -83,6 +83,10 @@ def train_both(base, home):
                     home=home,
                 )
     practice, variant = rft.Practice("dense", JIGSAW, (dense,)), rft.Variant(Seeded)
+    if processes() > 1:
+        prefix_rft.train_prefix_rft(
+            preset_of(base), 1, prefix_rft.PLAIN, name="plain", practice=practice, steps=2, eval_steps={2}, home=home
+        )
     rft.train_rft(
         preset_of(base),
         1,
@@ -173,6 +177,14 @@ def one(small_base, tmp_path_factory):
 
 
 both = pytest.mark.parametrize("several", ["two", pytest.param("sharded", marks=pytest.mark.slow)], indirect=True)
+
+
+@both
+def test_rft_of_the_blends_runs_on_several_processes(several):
+    """Dr. GRPO without prefixes, whose advantages are made of rewards that are gathered from all processes."""
+    record, _ = record_of(several, "plain")
+    assert record.status == "done"
+    assert [row["grad_norm"] > 0 for row in record.metrics if row["kind"] == "train"] == [True, True]
 
 
 def record_of(home, method):
