@@ -162,7 +162,9 @@ def _stream(
                 "it has changed, so pin an older commit of it in REVISIONS of the module that names it."
             )
         for name in source.columns:
-            if name.startswith("image") and data.features[name].dtype == "binary":  # a picture's file without saying so
+            if (
+                name.startswith("image") and getattr(data.features[name], "dtype", None) == "binary"
+            ):  # a picture's file without saying so
                 data = data.cast_column(name, Image())
         schema = Features({name: data.features[name] for name in source.columns}).arrow_schema
         data = data.select_columns(list(source.columns)).decode(False)

@@ -373,7 +373,7 @@ READER = Path(os.environ.get("RFTKIT_VERL") or Path(sys.prefix, "verl")).resolve
 GOOD = {
     "as it is": [],
     "LoRA": ["-p", "lora_rank", "16"],
-    "no KL": ["-p", "rft_beta", "0"],
+    "KL": ["-p", "rft_beta", "0.04"],
     "two machines": ["--machines", "2", "--processes", "4", "--main-process-ip", "10.0.0.1"],
 }
 BAD = {  # what is put into the first, and what verl says of it
@@ -430,7 +430,7 @@ def test_verls_own_main_reads_what_is_exported(verl_answers, name):
     assert actor["optim"]["lr"] == preset.rft_lr
     assert actor["rollout_n"] == preset.rft_group  # put there by verl, from our `rollout`
     assert at(config, "actor_rollout_ref.model.lora_rank") == preset.lora_rank
-    assert actor["use_kl_loss"] == (name != "no KL") and config["critic"]["enable"] is None
+    assert actor["use_kl_loss"] == (name == "KL") and config["critic"]["enable"] is None
     assert config["trainer"]["nnodes"] * config["trainer"]["n_gpus_per_node"] == 8
 
 
